@@ -1,0 +1,57 @@
+"""What every test shares: seeds, threads, the folder of real data and the rule on skips."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+# Read by torch when it is imported: a compile inside a worker must not start workers of its own.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# For the test of the rule on skips below (tests/test_project.py).
+pytest_plugins = ["pytester"]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("GRF_FUSION_DATA") or REPOSITORY.parent / "shared" / "data")
+
+# pytest-xdist gives every core a worker already.
+torch.set_num_threads(1)
+
+# The same examples at every run on CI, so that a red run can be repeated; new ones elsewhere.
+settings.register_profile(
+    "grf_fusion",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("grf_fusion")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Return the folder of real data sets, or skip the test where there is none."""
+    if not DATA.is_dir():
+        pytest.skip(f"no data at {DATA}: set GRF_FUSION_DATA to the folder of data sets")
+    return DATA
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that skips although the data it asks for are there."""
+    report = yield
+    wants_data = "data_dir" in getattr(item, "fixturenames", ())
+    if report.skipped and not hasattr(report, "wasxfail") and wants_data and DATA.is_dir():
+        report.outcome = "failed"
+        report.longrepr = f"skipped although {DATA} is there: {report.longrepr}"
+    return report

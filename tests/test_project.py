@@ -1,0 +1,327 @@
+"""The promises that the project makes outside its mathematics: names, version, imports, files."""
+
+import ast
+import doctest
+import importlib
+import importlib.metadata
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import grf_fusion
+import grf_fusion.checkpoints
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCE = REPOSITORY / "src" / "grf_fusion"
+
+# Every file of the package and its row: a file imports only from rows with a lower number.
+LAYERS = {
+    "_shapes": 0,
+    "_masks": 1,
+    "_positions": 1,
+    "_state": 1,
+    "_attention": 2,
+    "_inputs": 2,
+    "_modality_dropout": 2,
+    "_layer": 3,
+    "_gate": 3,
+    "_block": 4,
+    "_step": 4,
+    "_fusion": 5,
+    "checkpoints": 6,
+    "__init__": 7,
+}
+MOST_LINES = 320
+# The public interface itself: its docstrings and overloads are more than half of it.
+LONGER = {"_fusion": 600}
+
+
+def sources() -> dict[str, str]:
+    """Return the text of every file of the package by its module name."""
+    return {path.stem: path.read_text("utf-8") for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imported_modules(text: str) -> set[str]:
+    """Return the modules of grf_fusion that a file imports, wherever the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "grf_fusion" if node.level else ""
+            module = ".".join(part for part in (module, node.module) if part)
+            names = [module]
+            if module == "grf_fusion":
+                names = [f"{module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "grf_fusion":
+                module = rest.partition(".")[0]
+                found.add(module if module in LAYERS else "__init__")
+    return found
+
+
+def wrong_imports(texts: Mapping[str, str], layers: Mapping[str, int]) -> list[str]:
+    """Return every import that does not go to a lower row."""
+    return [
+        f"{name} imports {target}"
+        for name, text in texts.items()
+        for target in sorted(imported_modules(text))
+        if layers[target] >= layers[name]
+    ]
+
+
+def assert_lines(text: str) -> list[int]:
+    """Return the lines of a file that hold an `assert` statement."""
+    return [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Return the names that a module offers to a user, in order."""
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    )
+
+
+def positional_arguments(callee: type) -> list[str]:
+    """Return the arguments that a class takes by position."""
+    kinds = inspect.Parameter
+    return [
+        parameter.name
+        for parameter in inspect.signature(callee).parameters.values()
+        if parameter.kind
+        in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
+    ]
+
+
+def top_release(changelog: str) -> str | None:
+    """Return the version of the first release that a changelog names."""
+    match = re.search(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, re.MULTILINE)
+    return match[1] if match else None
+
+
+def added_packages(statement: str) -> set[str]:
+    """Return the packages that a statement imports beyond those that our dependencies bring."""
+    script = f"""
+import json, sys
+import einops, torch, typing_extensions
+before = {{name.partition(".")[0] for name in sys.modules}}
+{statement}
+after = {{name.partition(".")[0] for name in sys.modules}}
+print(json.dumps(sorted(after - before - sys.stdlib_module_names)))
+"""
+    # -P: the folder that the tests run in must not stand in for an installed package.
+    command = [sys.executable, "-P", "-c", script]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return set(json.loads(run.stdout))
+
+
+def doctest_failures(module: ModuleType) -> tuple[int, int]:
+    """Return how many examples in a module's docstrings failed, and how many there are."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed = attempted = 0
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+        torch.manual_seed(0)
+        result = doctest.DocTestRunner(optionflags=flags).run(test)
+        failed += result.failed
+        attempted += result.attempted
+    return failed, attempted
+
+
+def public_modules() -> list[type]:
+    """Return every public class that is an `nn.Module`."""
+    values = [getattr(grf_fusion, name) for name in grf_fusion.__all__]
+    return [v for v in values if inspect.isclass(v) and issubclass(v, torch.nn.Module)]
+
+
+def test_all_is_sorted_and_equals_the_public_names() -> None:
+    assert grf_fusion.__all__ == public_names(grf_fusion)
+
+
+def test_checkpoints_offers_what_it_defines() -> None:
+    assert grf_fusion.checkpoints.__all__ == ["load_author_checkpoint"]
+
+
+def test_public_names_can_differ() -> None:
+    module = ModuleType("stand_in")
+    vars(module).update(b=1, a=2, _private=3, some_module=ast)
+    assert public_names(module) == ["a", "b"]
+
+
+def test_version_is_the_top_release_of_the_changelog() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
+    assert top_release(changelog) == importlib.metadata.version("grf-fusion")
+
+
+@pytest.mark.parametrize(
+    ("changelog", "version"),
+    [
+        ("# Changelog\n\n## [1.2.3] - 2026-11-21\n\n## [1.2.2] - 2026-11-20\n", "1.2.3"),
+        ("# Changelog\n\n## [Unreleased]\n\n## [1.2.2] - 2026-11-20\n", "1.2.2"),
+        ("# Changelog\n\n## 1.2.3\n", None),
+    ],
+    ids=["release", "unreleased", "no-release"],
+)
+def test_top_release(changelog: str, version: str | None) -> None:
+    assert top_release(changelog) == version
+
+
+def test_import_brings_no_further_package() -> None:
+    assert added_packages("import grf_fusion, grf_fusion.checkpoints") == {"grf_fusion"}
+
+
+def test_added_packages_sees_a_further_package() -> None:
+    assert "pytest" in added_packages("import json, pytest")
+
+
+def test_every_file_has_a_row() -> None:
+    assert set(sources()) == set(LAYERS)
+
+
+def test_imports_point_one_way() -> None:
+    assert wrong_imports(sources(), LAYERS) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from grf_fusion._block import SymmetricCrossAttentionBlock",
+        "from grf_fusion import _fusion",
+        "from grf_fusion import GatedFusionUnit",
+        "from ._fusion import GatedRecurrentFusion",
+        "from . import _fusion",
+        "import grf_fusion._fusion",
+        "import grf_fusion",
+        "def late():\n    import grf_fusion._block",
+    ],
+    ids=["sibling", "from", "top", "relative", "dot", "import", "package", "late"],
+)
+def test_wrong_imports_are_seen(text: str) -> None:
+    assert len(wrong_imports({"_gate": text}, LAYERS)) == 1
+
+
+def test_right_imports_pass() -> None:
+    text = "import torch\nfrom grf_fusion._shapes import ShapeError\nfrom grf_fusion import _masks"
+    assert wrong_imports({"_gate": text}, LAYERS) == []
+
+
+def test_no_assert_statement_in_the_package() -> None:
+    lines = {name: assert_lines(text) for name, text in sources().items()}
+    assert {name: found for name, found in lines.items() if found} == {}
+
+
+def test_assert_lines_are_seen() -> None:
+    assert assert_lines("def f(x):\n    assert x\n    return x\n") == [2]
+
+
+def test_no_file_is_too_long() -> None:
+    lines = {name: len(text.splitlines()) for name, text in sources().items()}
+    assert lines
+    assert {
+        name: count for name, count in lines.items() if count > LONGER.get(name, MOST_LINES)
+    } == {}
+
+
+@pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
+def test_constructor_takes_one_positional_argument_at_most(module: type) -> None:
+    assert len(positional_arguments(module)) <= 1
+
+
+def test_positional_arguments_are_counted() -> None:
+    class StandIn:
+        def __init__(self, first: int, /, second: int, *rest: int, third: int) -> None: ...
+
+    assert positional_arguments(StandIn) == ["first", "second", "rest"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_docstring_examples_run(name: str) -> None:
+    module = grf_fusion if name == "__init__" else importlib.import_module(f"grf_fusion.{name}")
+    assert doctest_failures(module)[0] == 0
+
+
+@pytest.mark.parametrize("module", public_modules(), ids=lambda module: module.__name__)
+def test_every_public_module_has_an_example(module: type) -> None:
+    examples = doctest.DocTestFinder().find(module)
+    assert sum(len(test.examples) for test in examples) > 0
+
+
+def test_doctest_failures_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    module = ModuleType("stand_in", ">>> 1 + 1\n3\n>>> 1 + 1\n2\n")
+    assert doctest_failures(module) == (1, 2)
+    assert "Expected:" in capsys.readouterr().out
+
+
+def python_blocks(text: str) -> list[str]:
+    """Return the Python code that a Markdown text shows."""
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_readme_code_runs() -> None:
+    blocks = python_blocks((REPOSITORY / "README.md").read_text("utf-8"))
+    assert blocks
+    code = compile("\n".join(blocks), "README.md", "exec")
+    exec(code, {"__name__": "readme"})  # noqa: S102 - the code is our own README
+
+
+def test_python_blocks_are_found() -> None:
+    text = "```python\na = 1\n```\n```bash\nls\n```\n```python\nb = 2\n\nc = 3\n```\n"
+    assert python_blocks(text) == ["a = 1\n", "b = 2\n\nc = 3\n"]
+
+
+def test_installed_files_are_the_package_and_nothing_else() -> None:
+    distribution = importlib.metadata.distribution("grf-fusion")
+    if "editable" in (distribution.read_text("direct_url.json") or ""):
+        pytest.skip("an editable installation has no files of its own: install the wheel")
+    files = {file.as_posix() for file in distribution.files or ()}
+    # pip adds these, and bytecode, to what the wheel holds.
+    of_pip = {"INSTALLER", "REQUESTED", "direct_url.json"}
+    kept = {f for f in files if not f.endswith(".pyc") and f.rpartition("/")[2] not in of_pip}
+    info = f"grf_fusion-{distribution.version}.dist-info"
+    assert kept == {
+        *(f"grf_fusion/{name}.py" for name in LAYERS),
+        "grf_fusion/py.typed",
+        *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "outcomes"),
+    [("there", {"passed": 1, "failed": 1, "skipped": 1}), ("missing", {"skipped": 3})],
+    ids=["data", "no-data"],
+)
+def test_skip_although_the_data_are_there_fails(
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+    outcomes: dict[str, int],
+) -> None:
+    (pytester.path / "there").mkdir()
+    monkeypatch.setenv("GRF_FUSION_DATA", str(pytester.path / folder))
+    pytester.makeconftest((REPOSITORY / "tests" / "conftest.py").read_text("utf-8"))
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_uses_data(data_dir):
+            assert data_dir.is_dir()
+
+        def test_skips_with_data(data_dir):
+            pytest.skip("a reason of its own")
+
+        def test_skips_without_data():
+            pytest.skip("a reason of its own")
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(**outcomes)
