@@ -1,0 +1,250 @@
+"""Symmetric cross-attention: context and modality enrich each other."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._attention import AttentionWeights
+from grf_fusion._layer import ACTIVATIONS, DecoderLayer, run_layers
+from grf_fusion._masks import as_mask, fill_masked
+from grf_fusion._shapes import (
+    expect_choice,
+    expect_floating,
+    expect_probability,
+    expect_shape,
+    expect_size,
+    expect_tensor,
+)
+
+
+class SymmetricCrossAttentionBlock(nn.Module):
+    r"""Enrich a context with a modality and the modality with the context.
+
+    Two stacks of ``num_layers`` decoder layers with weights of their own. The context stack starts
+    at the context and reads the modality; the modality stack starts at the modality and reads the
+    context. What is read is the *input* of the other stack, the same for all layers. A layer is
+
+    .. code-block:: text
+
+        x = LN(x + SelfAttn(x))
+        x = LN(x + CrossAttn(x, memory))
+        x = LN(x + FF(x))                      FF = Linear, activation, Linear
+
+    with dropout on attention weights, after each of the three and inside FF, as in
+    `torch.nn.TransformerDecoderLayer`. Source: GRF, arXiv 2507.02985, and the authors' code.
+
+    The block adds no position encoding. A query that has no real step to read reads 0, before the
+    output projection.
+
+    Differences from the paper: key projections have no bias, which the softmax would cancel;
+    ``norm_first``, ``self_attention``, ``symmetric`` and ``pooled_context`` are options.
+
+    Args:
+        embed_dim: Width of both sequences.
+        num_heads: Number of attention heads; divides ``embed_dim``.
+        num_layers: Layers of each stack.
+        dim_feedforward: Hidden width of FF; ``None`` for ``4 * embed_dim``.
+        dropout: Dropout probability in training.
+        activation: ``"gelu"`` or ``"relu"``.
+        norm_first: Normalise what enters each of the three instead of what leaves it.
+        self_attention: Whether layers have self-attention. Without it the cost is linear in the
+            modality's length when the context is one step.
+        symmetric: Whether the modality is enriched too; otherwise it passes unchanged.
+        pooled_context: The context always is one step. Its self-attention and the modality's
+            cross-attention then read one key, so their query and key projections cannot influence
+            anything and are left out: the same function with ``4 * embed_dim**2`` fewer weights a
+            layer.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+
+    Raises:
+        ValueError: If a size is not a positive integer, ``num_heads`` does not divide
+            ``embed_dim``, ``dropout`` is not in [0, 1), or ``activation`` is unknown.
+
+    Examples:
+        >>> block = SymmetricCrossAttentionBlock(8, num_heads=2)
+        >>> context, modality = block(torch.zeros(4, 3, 8), torch.zeros(4, 5, 8))
+        >>> context.shape, modality.shape
+        (torch.Size([4, 3, 8]), torch.Size([4, 5, 8]))
+    """
+
+    embed_dim: int
+    num_heads: int
+    pooled_context: bool
+    context_layers: nn.ModuleList
+    modality_layers: nn.ModuleList | None
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        num_layers: int = 1,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        norm_first: bool = False,
+        self_attention: bool = True,
+        symmetric: bool = True,
+        pooled_context: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        owner = "SymmetricCrossAttentionBlock"
+        hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
+        expect_size(owner, "embed_dim", embed_dim)
+        expect_size(owner, "num_heads", num_heads)
+        expect_size(owner, "num_layers", num_layers)
+        expect_size(owner, "dim_feedforward", hidden)
+        if embed_dim % num_heads != 0:
+            raise ValueError(
+                f"{owner}: expected `num_heads` to divide `embed_dim`, "
+                f"got embed_dim={embed_dim} and num_heads={num_heads}."
+            )
+        expect_probability(owner, "dropout", dropout)
+        expect_choice(owner, "activation", activation, ACTIVATIONS)
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.pooled_context = pooled_context
+
+        def stack(*, of_context: bool) -> nn.ModuleList:
+            return nn.ModuleList(
+                DecoderLayer(
+                    embed_dim,
+                    num_heads=num_heads,
+                    dim_feedforward=hidden,
+                    dropout=dropout,
+                    activation=activation,
+                    norm_first=norm_first,
+                    self_attention=self_attention,
+                    one_step=pooled_context and of_context,
+                    one_key=pooled_context and not of_context,
+                    device=device,
+                    dtype=dtype,
+                )
+                for _ in range(num_layers)
+            )
+
+        self.context_layers = stack(of_context=True)
+        self.modality_layers = stack(of_context=False) if symmetric else None
+
+    @overload
+    def forward(
+        self,
+        context: Tensor,
+        modality: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        modality_mask: Tensor | None = None,
+        need_weights: Literal[False] = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        context: Tensor,
+        modality: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        modality_mask: Tensor | None = None,
+        need_weights: Literal[True],
+    ) -> tuple[Tensor, Tensor, AttentionWeights]: ...
+
+    def forward(
+        self,
+        context: Tensor,
+        modality: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        modality_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, AttentionWeights]:
+        """Enrich both sequences.
+
+        Args:
+            context: The context's sequence.
+            modality: The modality's sequence.
+            context_mask: Real steps of the context, bool or integer 0/1, ``True`` = real; ``None``
+                for all.
+            modality_mask: Real steps of the modality, likewise.
+            need_weights: Also return the attention weights.
+
+        Returns:
+            The enriched context and modality, 0 at their padded steps, and with
+            ``need_weights=True`` the `AttentionWeights`.
+
+        Shape:
+            - context: ``(batch, time_c, dim)``
+            - modality: ``(batch, time_m, dim)``
+            - context_mask: ``(batch, time_c)``
+            - modality_mask: ``(batch, time_m)``
+            - outputs: the shapes of the inputs
+
+        Raises:
+            ShapeError: If a shape, mask, dtype or device does not fit.
+        """
+        context_mask, modality_mask = self._check(context, modality, context_mask, modality_mask)
+        context = fill_masked(context, context_mask)
+        modality = fill_masked(modality, modality_mask)
+        new_context, context_self, context_cross = run_layers(
+            self.context_layers,
+            context,
+            modality,
+            mask=context_mask,
+            memory_mask=modality_mask,
+            need_weights=need_weights,
+        )
+        new_modality, modality_self, modality_cross = modality, None, None
+        if self.modality_layers is not None:
+            new_modality, modality_self, modality_cross = run_layers(
+                self.modality_layers,
+                modality,
+                context,
+                mask=modality_mask,
+                memory_mask=context_mask,
+                need_weights=need_weights,
+            )
+        if not need_weights:
+            return new_context, new_modality
+        weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)
+        return new_context, new_modality, weights
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
+            f"pooled_context={self.pooled_context}"
+        )
+
+    def _check(
+        self,
+        context: Tensor,
+        modality: Tensor,
+        context_mask: Tensor | None,
+        modality_mask: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        owner, weight = "SymmetricCrossAttentionBlock", next(self.parameters())
+        steps = 1 if self.pooled_context else None
+        expect_tensor(owner, "context", context)
+        expect_tensor(owner, "modality", modality)
+        hint = " With pooled_context=True the context is one step." if self.pooled_context else ""
+        axes = {"batch": None, "time": steps, "dim": self.embed_dim}
+        expect_shape(owner, "context", context, axes, hint)
+        batch = context.shape[0]
+        axes = {"batch": batch, "time": None, "dim": self.embed_dim}
+        expect_shape(owner, "modality", modality, axes)
+        expect_floating(owner, "context", context, weight)
+        expect_floating(owner, "modality", modality, weight)
+
+        def check(argument: str, mask: Tensor | None, sequence: Tensor) -> Tensor | None:
+            if mask is None:
+                return None
+            time = sequence.shape[1]
+            return as_mask(owner, argument, mask, sequence.device, batch=batch, time=time)
+
+        return (
+            check("context_mask", context_mask, context),
+            check("modality_mask", modality_mask, modality),
+        )

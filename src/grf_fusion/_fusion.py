@@ -1,0 +1,580 @@
+"""Gated recurrent fusion: modalities enter a context one by one."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._block import SymmetricCrossAttentionBlock
+from grf_fusion._gate import GatedFusionUnit
+from grf_fusion._inputs import (
+    OWNER,
+    Arrival,
+    check_call,
+    check_features,
+    check_modalities,
+    check_modality,
+    check_name,
+    check_order,
+    check_present,
+    check_state,
+    who_has,
+)
+from grf_fusion._masks import masked_mean
+from grf_fusion._shapes import (
+    ShapeError,
+    expect_choice,
+    expect_probability,
+    expect_size,
+)
+from grf_fusion._state import FusionState, FusionTrace
+from grf_fusion._step import add_positions, advance, open_chain, receive
+
+SETTINGS = (
+    "embed_dim",
+    "num_heads",
+    "num_layers",
+    "dim_feedforward",
+    "dropout",
+    "activation",
+    "norm_first",
+    "self_attention",
+    "symmetric",
+    "context",
+    "opening",
+    "gate_bias",
+    "share_weights",
+)
+
+
+class GatedRecurrentFusion(nn.Module):
+    r"""Fuse any number of modalities into one context, one after the other.
+
+    Modality ``k`` of ``n`` is a sequence ``x_k`` of its own width and length:
+
+    .. code-block:: text
+
+        p_k      = x_k W_k + b_k                                projections
+        h_1      = Pool(p_1 + PE)                               opening
+        (s', m') = SCA(h_{k-1} + PE, p_k + PE)                  SymmetricCrossAttentionBlock
+        h_k      = GFU(Pool(s'), Pool(m'))                      GatedFusionUnit
+
+    Pool is the mean over real steps, PE the sinusoidal position encoding, counted from 0 (Vaswani
+    et al. 2017). Source: GRF, arXiv 2507.02985, and the authors' code.
+
+    A sample opens with the first modality that it has. A modality that it lacks leaves its state
+    untouched bit for bit, and nothing that a masked step or an absent modality holds, NaN included,
+    has any influence on outputs or gradients.
+
+    Differences from the paper: in ``context="pooled"`` weights that cannot influence the output are
+    left out (see `SymmetricCrossAttentionBlock`); padding and absence are handled; ``context``,
+    ``opening="learned"``, ``gate_bias``, ``share_weights=False`` and the options of the block are
+    additions.
+
+    Args:
+        modalities: Name and feature width of each modality, in the order of fusion.
+        embed_dim: Width ``d`` of the context.
+        num_heads: Attention heads; divides ``embed_dim``.
+        num_layers: Layers of each stack of the block.
+        dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
+        dropout: Dropout probability in training: after PE is added, in the block, and on the gated
+            blend.
+        activation: ``"gelu"`` or ``"relu"``, in the block.
+        norm_first: Pre-norm instead of post-norm layers in the block.
+        self_attention: Whether the block's layers have self-attention.
+        symmetric: Whether the modality is enriched too.
+        context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
+            modality of the order is a sequence for the one step that follows it (the authors'
+            code). ``"sequence"``: the context keeps the first modality's time axis, and so does the
+            result.
+        opening: ``"first"``: the first modality that a sample has opens its context (the paper).
+            ``"learned"``: every sample starts from a learnt vector and every modality goes through
+            a step; for ``context="pooled"`` only.
+        gate_bias: Start of the gates' bias ``b_z``. ``"chrono"`` is ``-log(number of steps)``, so
+            that at the start every modality has about the same say at the end of the chain
+            (Tallec & Ollivier 2018).
+        share_weights: One block and one unit for all steps (the paper), or one of each for every
+            modality after the first (the authors' code).
+        block: Makes the block, called without arguments; the module is called as
+            `SymmetricCrossAttentionBlock` is. ``None`` for that block.
+        unit: Makes the unit, called without arguments; the module is called as `GatedFusionUnit`
+            is, with ``return_gate=True``. ``None`` for that unit.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+
+    Raises:
+        ValueError: If a name, size, probability or option is unusable, or two options exclude each
+            other.
+
+    Examples:
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> text, audio = torch.randn(4, 7, 6), torch.randn(4, 11, 5)
+        >>> fusion({"text": text, "audio": audio}).shape
+        torch.Size([4, 8])
+        >>> state = fusion.step(None, "text", text)
+        >>> state = fusion.step(state, "audio", audio)
+        >>> fusion.readout(state).shape
+        torch.Size([4, 8])
+    """
+
+    modalities: dict[str, int]
+    embed_dim: int
+    num_heads: int
+    num_layers: int
+    dim_feedforward: int | None
+    dropout: float
+    activation: Literal["gelu", "relu"]
+    norm_first: bool
+    self_attention: bool
+    symmetric: bool
+    context: Literal["pooled", "first_sequence", "sequence"]
+    opening: Literal["first", "learned"]
+    gate_bias: float | Literal["chrono"]
+    share_weights: bool
+    projections: nn.ModuleDict
+    position_dropout: nn.Dropout
+    block: nn.Module | None
+    unit: nn.Module | None
+    blocks: nn.ModuleDict | None
+    units: nn.ModuleDict | None
+    initial_context: nn.Parameter | None
+
+    def __init__(
+        self,
+        modalities: Mapping[str, int],
+        *,
+        embed_dim: int,
+        num_heads: int,
+        num_layers: int = 1,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        norm_first: bool = False,
+        self_attention: bool = True,
+        symmetric: bool = True,
+        context: Literal["pooled", "first_sequence", "sequence"] = "pooled",
+        opening: Literal["first", "learned"] = "first",
+        gate_bias: float | Literal["chrono"] = 0.0,
+        share_weights: bool = True,
+        block: Callable[[], nn.Module] | None = None,
+        unit: Callable[[], nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        declared = check_modalities(modalities)
+        expect_size(OWNER, "embed_dim", embed_dim)
+        expect_probability(OWNER, "dropout", dropout)
+        expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
+        expect_choice(OWNER, "opening", opening, ("first", "learned"))
+        if opening == "learned" and context != "pooled":
+            raise ValueError(
+                f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
+                "A learnt opening is one vector: use context='pooled'."
+            )
+        if isinstance(gate_bias, str):
+            expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",))
+        super().__init__()
+        self.modalities = declared
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dim_feedforward = dim_feedforward
+        self.dropout = dropout
+        self.activation = activation
+        self.norm_first = norm_first
+        self.self_attention = self_attention
+        self.symmetric = symmetric
+        self.context = context
+        self.opening = opening
+        self.gate_bias = gate_bias
+        self.share_weights = share_weights
+        self._make_block = block
+        self._make_unit = unit
+        self.position_dropout = nn.Dropout(dropout)
+        self.block = self.unit = self.blocks = self.units = self.initial_context = None
+        names = list(declared)
+        stepping = names if opening == "learned" else names[1:]
+        if share_weights:
+            self.block, self.unit = self._new_parts(len(declared), device, dtype)
+        else:
+            parts = {name: self._new_parts(len(declared), device, dtype) for name in stepping}
+            self.blocks = nn.ModuleDict({name: pair[0] for name, pair in parts.items()})
+            self.units = nn.ModuleDict({name: pair[1] for name, pair in parts.items()})
+        self.projections = nn.ModuleDict(
+            {
+                name: nn.Linear(dim, embed_dim, device=device, dtype=dtype)
+                for name, dim in declared.items()
+            }
+        )
+        if opening == "learned":
+            start = torch.empty(embed_dim, device=device, dtype=dtype)
+            self.initial_context = nn.Parameter(nn.init.normal_(start, std=0.02))
+
+    @overload
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        order: Sequence[str] | None = None,
+        return_trace: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        order: Sequence[str] | None = None,
+        return_trace: Literal[True],
+    ) -> tuple[Tensor, FusionTrace]: ...
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        order: Sequence[str] | None = None,
+        return_trace: bool = False,
+    ) -> Tensor | tuple[Tensor, FusionTrace]:
+        """Fuse a batch.
+
+        Three ways to say that a modality is absent give the same result: leave it out of
+        ``features`` (or give ``None``) where no sample has it, mask all steps of a sample, or clear
+        the sample's entry in ``present``. Under `torch.compile` use ``present``: one graph serves
+        every pattern.
+
+        Args:
+            features: Features by modality; the order of this mapping does not matter.
+            masks: Real steps by modality, bool or integer 0/1, ``True`` = real, as a tokenizer's
+                ``attention_mask``; a modality without a mask is all real. The values of an integer
+                mask are checked, which waits for the device; a bool mask never does.
+            present: Which sample has which modality, columns in declared order; ``None`` for all.
+            order: Order of fusion, a permutation of the names; ``None`` for the declared one.
+            return_trace: Also return the `FusionTrace`.
+
+        Returns:
+            The context, 0 for a sample that has nothing (the learnt start with
+            ``opening="learned"``), and with ``return_trace=True`` the trace.
+
+        Shape:
+            - features: ``(batch, time_k, d_k)`` each, lengths independent
+            - masks: ``(batch, time_k)`` each
+            - present: ``(batch, modalities)``
+            - output: ``(batch, embed_dim)``; with ``context="sequence"``
+              ``(batch, time_1, embed_dim)``, 0 at padded steps, where a sample that lacks the first
+              modality has its one vector at step 0
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        names = check_order(order, list(self.modalities))
+        self._check_head(names)
+        arrivals, batch = check_call(
+            features, masks, present, declared=self.modalities, like=self._reference()
+        )
+        state: FusionState | None = None
+        contexts: list[Tensor] = []
+        gates: list[Tensor] = []
+        for name in names:
+            state, gate = self._advance(state, name, arrivals[name], batch)
+            if return_trace:
+                contexts.append(self._summary(state))
+                gates.append(gate)
+        if len(names) == 1 and self.initial_context is None and self.block is not None:
+            # Nothing follows the only modality: an absent step keeps block and unit in the graph.
+            state, _ = self._advance(state, names[0], Arrival(None, None, None), batch)
+        state = cast(FusionState, state)
+        context = self._readout(state)
+        if not return_trace:
+            return context
+        columns = [state.present[:, list(self.modalities).index(name)] for name in names]
+        trace = FusionTrace(
+            torch.stack(contexts, dim=1),
+            torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
+            torch.stack(columns, dim=1),
+            names,
+        )
+        return context, trace
+
+    @overload
+    def step(
+        self,
+        state: FusionState | None,
+        name: str,
+        features: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+        return_gate: Literal[False] = False,
+    ) -> FusionState: ...
+
+    @overload
+    def step(
+        self,
+        state: FusionState | None,
+        name: str,
+        features: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+        return_gate: Literal[True],
+    ) -> tuple[FusionState, Tensor]: ...
+
+    def step(
+        self,
+        state: FusionState | None,
+        name: str,
+        features: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+        return_gate: bool = False,
+    ) -> FusionState | tuple[FusionState, Tensor]:
+        """Let one modality in; `forward` is the fold of this over the order.
+
+        The order of the calls is the order of fusion. A state can be kept and continued more than
+        once: fuse what is slow once, and what is fast at every tick.
+
+        Args:
+            state: What is known so far, ``None`` at the start.
+            name: The modality.
+            features: Its features; ``None`` if no sample has it, which needs a state.
+            mask: Its real steps, as in `forward`.
+            present: Which sample has it; ``None`` for all.
+            return_gate: Also return the update gate, 0 where none was applied.
+
+        Returns:
+            The new state, and with ``return_gate=True`` the gate.
+
+        Shape:
+            - features: ``(batch, time_k, d_k)``
+            - mask: ``(batch, time_k)``
+            - present: ``(batch,)``
+            - gate: ``(batch, embed_dim)``
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        check_name(name, list(self.modalities))
+        like = self._reference()
+        batch: int | None = None
+        if state is not None:
+            state = self._check_state(state)
+            batch = state.context.shape[0]
+            self._check_head((next(iter(self.modalities)), name))
+        dim = self.modalities[name]
+        arrival = check_features(
+            "features", features, "mask", mask, dim=dim, batch=batch, like=like
+        )
+        if batch is None:
+            if arrival.features is None:
+                raise ShapeError(
+                    f"{OWNER}: expected `features` with state=None, got None. "
+                    "Start with a modality that some sample has."
+                )
+            batch = arrival.features.shape[0]
+        if present is not None:
+            here = check_present(present, batch=batch, device=like.device)
+            arrival = arrival._replace(present=here)
+        state, gate = self._advance(state, name, arrival, batch)
+        return (state, gate) if return_gate else state
+
+    def readout(self, state: FusionState) -> Tensor:
+        """Return the context of a state, as `forward` does.
+
+        Args:
+            state: A state that `step` returned.
+
+        Returns:
+            The context.
+
+        Shape:
+            - output: ``(batch, embed_dim)``; with ``context="sequence"``
+              ``(batch, time_1, embed_dim)``
+
+        Raises:
+            ShapeError: If ``state`` does not come from such a module.
+        """
+        return self._readout(self._check_state(state))
+
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Tell which sample has which modality, for `ModalityDropout` and for reports.
+
+        Args:
+            features: As in `forward`.
+            masks: As in `forward`.
+            present: As in `forward`.
+
+        Returns:
+            True where features are given, some step is real, and ``present`` does not deny it.
+
+        Shape:
+            - output: ``(batch, modalities)``, columns in declared order
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        like = self._reference()
+        arrivals, batch = check_call(features, masks, present, declared=self.modalities, like=like)
+        columns = [who_has(arrival, batch, like.device) for arrival in arrivals.values()]
+        return torch.stack(columns, dim=1)
+
+    def add_modality(self, name: str, dim: int) -> None:
+        """Declare one more modality, last in the order.
+
+        Existing parameters, and outputs without the new modality, stay bit for bit the same. With
+        shared weights the only new parameters are its projection; give them to the optimiser.
+
+        Args:
+            name: Its name.
+            dim: Its feature width.
+
+        Raises:
+            ValueError: If the name is unusable or taken, or ``dim`` no positive integer.
+        """
+        check_modality(name, dim)
+        if name in self.modalities:
+            raise ValueError(f"{OWNER}: expected `name` to be new, got {name!r}.")
+        weight = self._reference()
+        device, dtype = weight.device, weight.dtype
+        projection = nn.Linear(dim, self.embed_dim, device=device, dtype=dtype)
+        if self.blocks is not None and self.units is not None:
+            block, unit = self._new_parts(len(self.modalities) + 1, device, dtype)
+            self.blocks[name] = block.train(self.training)
+            self.units[name] = unit.train(self.training)
+        self.projections[name] = projection.train(self.training)
+        self.modalities[name] = dim
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, ready for JSON.
+
+        Returns:
+            A dictionary from which ``GatedRecurrentFusion(**config)`` builds the same module, with
+            fresh weights; added modalities included, ``device`` and ``dtype`` not.
+
+        Raises:
+            ValueError: If ``block`` or ``unit`` was given, which no JSON can hold.
+        """
+        if self._make_block is not None or self._make_unit is not None:
+            raise ValueError(
+                f"{OWNER}: expected no `block` or `unit` factory, which no JSON can hold, got one. "
+                "Keep the call that built the module instead."
+            )
+        return {"modalities": dict(self.modalities)} | {
+            name: getattr(self, name) for name in SETTINGS
+        }
+
+    def extra_repr(self) -> str:
+        """Show modalities, sizes and order."""
+        order = " -> ".join(self.modalities)
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
+        return f"modalities={self.modalities}, order={order}, {settings}"
+
+    def _new_parts(
+        self, modalities: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> tuple[nn.Module, nn.Module]:
+        if self._make_block is not None:
+            block = self._make_block()
+        else:
+            block = SymmetricCrossAttentionBlock(
+                self.embed_dim,
+                num_heads=self.num_heads,
+                num_layers=self.num_layers,
+                dim_feedforward=self.dim_feedforward,
+                dropout=self.dropout,
+                activation=self.activation,
+                norm_first=self.norm_first,
+                self_attention=self.self_attention,
+                symmetric=self.symmetric,
+                pooled_context=self.context == "pooled",
+                device=device,
+                dtype=dtype,
+            )
+        if self._make_unit is not None:
+            return block, self._make_unit()
+        bias = self.gate_bias
+        if isinstance(bias, str):
+            bias = -math.log(max(1, modalities - (self.opening == "first")))
+        unit = GatedFusionUnit(
+            self.embed_dim, dropout=self.dropout, gate_bias=bias, device=device, dtype=dtype
+        )
+        return block, unit
+
+    def _parts(self, name: str) -> tuple[nn.Module, nn.Module]:
+        if self.blocks is not None and self.units is not None:
+            return self.blocks[name], self.units[name]
+        return cast(nn.Module, self.block), cast(nn.Module, self.unit)
+
+    def _reference(self) -> Tensor:
+        """A parameter that tells dtype and device."""
+        return cast(nn.Linear, next(iter(self.projections.values()))).weight
+
+    def _check_state(self, state: object) -> FusionState:
+        return check_state(
+            state,
+            context=self.context,
+            dim=self.embed_dim,
+            modalities=len(self.modalities),
+            like=self._reference(),
+        )
+
+    def _check_head(self, names: Sequence[str]) -> None:
+        """Refuse an order whose later modalities have no step of their own."""
+        if self.blocks is None:
+            return
+        for name in names[1:]:
+            if name not in self.blocks:
+                raise ShapeError(
+                    f"{OWNER}: expected {name!r} to come first in `order`, got it later in "
+                    f"{tuple(names)}. With share_weights=False and opening='first' the modality "
+                    "declared first has no step of its own: declare another one first, share the "
+                    "weights, or learn the opening."
+                )
+
+    def _advance(
+        self, state: FusionState | None, name: str, arrival: Arrival, batch: int
+    ) -> tuple[FusionState, Tensor]:
+        """Let a checked modality in; return the new state and the gate."""
+        projection = cast(nn.Linear, self.projections[name])
+        incoming = receive(projection, arrival, batch, self.position_dropout)
+        device, columns = projection.weight.device, len(self.modalities)
+        seen = incoming.present.unsqueeze(1) & (
+            torch.arange(columns, device=device) == list(self.modalities).index(name)
+        )
+        if state is not None:
+            seen = seen | state.present
+        elif self.initial_context is None:
+            sequence = arrival.features is not None
+            state = open_chain(incoming, seen, mode=self.context, is_sequence=sequence)
+            return state, state.context.new_zeros(batch, self.embed_dim)
+        else:
+            is_open = torch.ones(batch, 1, dtype=torch.bool, device=device)
+            state = FusionState(self.initial_context.expand(batch, -1), is_open, seen)
+        block, unit = self._parts(name)
+        state, gate = advance(state, incoming, block, unit, encode=self._encode, mode=self.context)
+        return state._replace(present=seen), gate
+
+    def _encode(self, sequence: Tensor) -> Tensor:
+        return self.position_dropout(add_positions(sequence, self._reference()))
+
+    def _readout(self, state: FusionState) -> Tensor:
+        if self.context == "first_sequence" and state.context.ndim == 3:
+            return masked_mean(add_positions(state.context, self._reference()), state.mask)
+        return state.context
+
+    def _summary(self, state: FusionState) -> Tensor:
+        context = self._readout(state)
+        return context if context.ndim == 2 else masked_mean(context, state.mask)

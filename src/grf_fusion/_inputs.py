@@ -1,0 +1,287 @@
+"""Checks of what a `GatedRecurrentFusion` is built from and called with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._masks import as_mask
+from grf_fusion._shapes import (
+    ShapeError,
+    expect_floating,
+    expect_shape,
+    expect_size,
+    expect_tensor,
+)
+from grf_fusion._state import FusionState
+
+OWNER = "GatedRecurrentFusion"
+
+
+class Arrival(NamedTuple):
+    """A checked modality of a batch.
+
+    Attributes:
+        features: ``(batch, time, d_k)``, or ``None`` if no sample has it.
+        mask: ``(batch, time)`` bool, ``None`` for all real.
+        present: ``(batch,)`` bool, ``None`` for all present.
+    """
+
+    features: Tensor | None
+    mask: Tensor | None
+    present: Tensor | None
+
+
+def who_has(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
+    """Tell which samples have the modality: ``(batch,)`` bool."""
+    if arrival.features is None:
+        return torch.zeros(batch, dtype=torch.bool, device=device)
+    here = arrival.present
+    if here is None:
+        here = torch.ones(batch, dtype=torch.bool, device=device)
+    return here if arrival.mask is None else here & arrival.mask.any(dim=1)
+
+
+def check_modality(name: object, dim: object) -> None:
+    """Refuse a modality that cannot be declared.
+
+    Raises:
+        ValueError: If the name is no usable module name or the width no positive integer.
+    """
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"{OWNER}: expected `modalities` to have names that are non-empty strings without "
+            f"dots, other than attributes of nn.ModuleDict, got {name!r}. Choose another name."
+        )
+    expect_size(OWNER, f"modalities[{name!r}]", dim)
+
+
+def check_modalities(modalities: object) -> dict[str, int]:
+    """Refuse declared modalities that no chain can be built from, and copy the rest.
+
+    Raises:
+        ValueError: If it is no mapping, is empty, or a name or width is unusable.
+    """
+    if not isinstance(modalities, Mapping):
+        raise ValueError(
+            f"{OWNER}: expected `modalities` to map names to feature sizes, "
+            f"got {type(modalities).__name__}."
+        )
+    if not modalities:
+        raise ValueError(f"{OWNER}: expected `modalities` to name at least one modality, got none.")
+    declared = cast(Mapping[Any, Any], modalities)
+    for name, dim in declared.items():
+        check_modality(name, dim)
+    return dict(declared)
+
+
+def check_order(order: object, declared: Sequence[str]) -> tuple[str, ...]:
+    """Return the order of fusion, the declared one by default.
+
+    Raises:
+        ShapeError: If it is not a permutation of the declared names.
+    """
+    if order is None:
+        return tuple(declared)
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise ShapeError(
+            f"{OWNER}: expected `order` to be a sequence of names, got {order!r}. "
+            f"Write order={tuple(declared)!r}."
+        )
+    names = tuple(cast(Sequence[Any], order))
+    _check_names("order", names, declared)
+    missing = [name for name in declared if name not in names]
+    if missing:
+        raise ShapeError(
+            f"{OWNER}: expected `order` to name every modality, missing {missing}. An absent "
+            "modality keeps its place."
+        )
+    if len(names) != len(declared):
+        raise ShapeError(f"{OWNER}: expected `order` to name each modality once, got {names}.")
+    return names
+
+
+def check_name(name: object, declared: Sequence[str]) -> None:
+    """Refuse an undeclared modality.
+
+    Raises:
+        ShapeError: If it is not declared.
+    """
+    if name not in declared:
+        raise ShapeError(
+            f"{OWNER}: expected `name` to be one of {list(declared)}, got {name!r}. "
+            "Declare it in `modalities` or with `add_modality`."
+        )
+
+
+def check_features(
+    argument: str,
+    features: object,
+    mask_argument: str,
+    mask: object,
+    *,
+    dim: int,
+    batch: int | None,
+    like: Tensor,
+) -> Arrival:
+    """Check one modality's features and mask.
+
+    Args:
+        argument: Features as the caller wrote them.
+        features: The value.
+        mask_argument: Mask as the caller wrote it.
+        mask: The value, or ``None``.
+        dim: Declared width.
+        batch: Number of samples, ``None`` if this modality decides it.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        The arrival, without ``present``.
+
+    Raises:
+        ShapeError: If anything does not fit.
+    """
+    if features is None:
+        if mask is not None:
+            raise ShapeError(
+                f"{OWNER}: expected no `{mask_argument}` where there are no features, got a mask. "
+                f"Leave the mask out too, or give `{argument}`."
+            )
+        return Arrival(None, None, None)
+    tensor = expect_tensor(OWNER, argument, features)
+    hint = ""
+    if tensor.ndim == 2:
+        hint = " For one vector a sample add a time axis: `x.unsqueeze(1)`."
+    if tensor.ndim > 3:
+        hint = " Flatten positions into one time axis: `x.flatten(1, -2)`."
+    expect_shape(OWNER, argument, tensor, {"batch": batch, "time": None, "dim": dim}, hint)
+    expect_floating(OWNER, argument, tensor, like)
+    if mask is None:
+        return Arrival(tensor, None, None)
+    size, time, _ = tensor.shape
+    return Arrival(
+        tensor, as_mask(OWNER, mask_argument, mask, tensor.device, batch=size, time=time), None
+    )
+
+
+def check_call(
+    features: object, masks: object, present: object, *, declared: Mapping[str, int], like: Tensor
+) -> tuple[dict[str, Arrival], int]:
+    """Check all arguments of a forward pass.
+
+    Args:
+        features: Features by name.
+        masks: Masks by name, or ``None``.
+        present: ``(batch, modalities)`` bool, or ``None``.
+        declared: Width of each modality, in declared order.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        An arrival for each declared modality, and the number of samples.
+
+    Raises:
+        ShapeError: If anything does not fit.
+    """
+    given = _check_mapping("features", features, declared)
+    given_masks = _check_mapping("masks", {} if masks is None else masks, declared)
+    batch: int | None = None
+    arrivals: dict[str, Arrival] = {}
+    for name, dim in declared.items():
+        arrival = check_features(
+            f"features[{name!r}]",
+            given.get(name),
+            f"masks[{name!r}]",
+            given_masks.get(name),
+            dim=dim,
+            batch=batch,
+            like=like,
+        )
+        arrivals[name] = arrival
+        if batch is None and arrival.features is not None:
+            batch = arrival.features.shape[0]
+    if batch is None:
+        raise ShapeError(
+            f"{OWNER}: expected `features` to hold at least one of {list(declared)}, got none. "
+            "A batch that lacks everything is one masked step of any modality."
+        )
+    if present is None:
+        return arrivals, batch
+    columns = check_present(present, batch=batch, device=like.device, modalities=len(declared))
+    return {
+        name: arrival._replace(present=column)
+        for (name, arrival), column in zip(arrivals.items(), columns.unbind(1), strict=True)
+    }, batch
+
+
+def check_present(present: object, *, batch: int, device: torch.device, **axes: int) -> Tensor:
+    """Return ``present`` as bool.
+
+    Raises:
+        ShapeError: If it is not a bool or integer 0/1 tensor of shape ``(batch, **axes)``.
+    """
+    return as_mask(OWNER, "present", present, device, batch=batch, **axes)
+
+
+def check_state(
+    state: object, *, context: str, dim: int, modalities: int, like: Tensor
+) -> FusionState:
+    """Check a state that the caller kept.
+
+    Args:
+        state: The value.
+        context: Context mode of the module.
+        dim: Width of the context.
+        modalities: Number of declared modalities.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        The state.
+
+    Raises:
+        ShapeError: If it does not come from such a module.
+    """
+    if not isinstance(state, FusionState):
+        raise ShapeError(
+            f"{OWNER}: expected `state` to be a FusionState or None, got {type(state).__name__}. "
+            "Rebuild one from saved tensors with `FusionState(*tensors)`."
+        )
+    for field, value in zip(FusionState._fields, state, strict=True):
+        expect_tensor(OWNER, f"state.{field}", value)
+    vector = context == "pooled" or (context == "first_sequence" and state.context.ndim == 2)
+    if vector:
+        expect_shape(OWNER, "state.context", state.context, {"batch": None, "dim": dim})
+    else:
+        axes = {"batch": None, "time": None, "dim": dim}
+        expect_shape(OWNER, "state.context", state.context, axes)
+    expect_floating(OWNER, "state.context", state.context, like)
+    batch, device = state.context.shape[0], state.context.device
+    time = 1 if vector else state.context.shape[1]
+    mask = as_mask(OWNER, "state.mask", state.mask, device, batch=batch, time=time)
+    present = as_mask(
+        OWNER, "state.present", state.present, device, batch=batch, modalities=modalities
+    )
+    return FusionState(state.context, mask, present)
+
+
+def _check_mapping(
+    argument: str, value: object, declared: Mapping[str, int]
+) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise ShapeError(
+            f"{OWNER}: expected `{argument}` to map names to tensors, got {type(value).__name__}. "
+            f"Write {argument}={{{next(iter(declared))!r}: ...}}."
+        )
+    mapping = cast(Mapping[Any, object], value)
+    _check_names(argument, tuple(mapping), list(declared))
+    return mapping
+
+
+def _check_names(argument: str, names: Sequence[object], declared: Sequence[str]) -> None:
+    unexpected = [name for name in names if name not in declared]
+    if unexpected:
+        missing = [name for name in declared if name not in names]
+        raise ShapeError(
+            f"{OWNER}: expected `{argument}` to name modalities of {list(declared)}, "
+            f"unexpected {unexpected}, missing {missing}."
+        )

@@ -1,0 +1,147 @@
+"""The decoder layer that both stacks of the symmetric cross-attention are made of."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from grf_fusion._attention import Attention
+from grf_fusion._masks import fill_masked
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+class DecoderLayer(nn.Module):
+    """One decoder layer: self-attention, cross-attention, feed-forward, each with a residual."""
+
+    norm_first: bool
+    activation: str
+    self_attn: Attention | None
+    self_attn_norm: nn.LayerNorm | None
+    cross_attn: Attention
+    cross_attn_norm: nn.LayerNorm
+    linear1: nn.Linear
+    linear2: nn.Linear
+    feedforward_norm: nn.LayerNorm
+    dropout: nn.Dropout
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: str,
+        norm_first: bool,
+        self_attention: bool,
+        one_step: bool,
+        one_key: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+
+        def attention(*, one_key: bool) -> Attention:
+            return Attention(
+                embed_dim,
+                num_heads=num_heads,
+                dropout=dropout,
+                one_key=one_key,
+                device=device,
+                dtype=dtype,
+            )
+
+        def norm() -> nn.LayerNorm:
+            return nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+
+        self.norm_first = norm_first
+        self.activation = activation
+        self.self_attn = attention(one_key=one_step) if self_attention else None
+        self.self_attn_norm = norm() if self_attention else None
+        self.cross_attn = attention(one_key=one_key)
+        self.cross_attn_norm = norm()
+        self.linear1 = nn.Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
+        self.linear2 = nn.Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
+        self.feedforward_norm = norm()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        *,
+        mask: Tensor | None,
+        memory_mask: Tensor | None,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the enriched sequence and the weights of both attentions."""
+        self_weights = None
+        if self.self_attn is not None and self.self_attn_norm is not None:
+            query = self.self_attn_norm(x) if self.norm_first else x
+            read, self_weights = self.self_attn(query, query, mask=mask, need_weights=need_weights)
+            x = self._add(x, read, self.self_attn_norm)
+        query = self.cross_attn_norm(x) if self.norm_first else x
+        read, cross_weights = self.cross_attn(
+            query, memory, mask=memory_mask, need_weights=need_weights
+        )
+        x = self._add(x, read, self.cross_attn_norm)
+        query = self.feedforward_norm(x) if self.norm_first else x
+        hidden = self.dropout(ACTIVATIONS[self.activation](self.linear1(query)))
+        return (
+            self._add(x, self.linear2(hidden), self.feedforward_norm),
+            self_weights,
+            cross_weights,
+        )
+
+    def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
+        x = x + self.dropout(update)
+        return x if self.norm_first else norm(x)
+
+
+def run_layers(
+    layers: nn.ModuleList,
+    x: Tensor,
+    memory: Tensor,
+    *,
+    mask: Tensor | None,
+    memory_mask: Tensor | None,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run a stack; all its layers read the same memory.
+
+    Args:
+        layers: The stack of `DecoderLayer`.
+        x: ``(batch, time, dim)``: what the stack starts at.
+        memory: ``(batch, keys, dim)``: what it reads.
+        mask: ``(batch, time)``: real steps of ``x``, ``None`` for all.
+        memory_mask: ``(batch, keys)``: real steps of ``memory``, ``None`` for all.
+        need_weights: Also return the attention weights.
+
+    Returns:
+        The enriched sequence, 0 at padded steps, and the weights of self-attention and
+        cross-attention, each ``(batch, layers, heads, queries, keys)`` or ``None``.
+    """
+    self_weights: list[Tensor] = []
+    cross_weights: list[Tensor] = []
+    for layer in layers:
+        x, of_self, of_cross = layer(
+            x, memory, mask=mask, memory_mask=memory_mask, need_weights=need_weights
+        )
+        if of_self is not None:
+            self_weights.append(of_self)
+        if of_cross is not None:
+            cross_weights.append(of_cross)
+    return fill_masked(x, mask), _stack(self_weights, mask), _stack(cross_weights, mask)
+
+
+def _stack(weights: list[Tensor], mask: Tensor | None) -> Tensor | None:
+    if not weights:
+        return None
+    stacked = torch.stack(weights, dim=1)
+    if mask is None:
+        return stacked
+    # Padded queries are nobody's steps; their weights would blur every average.
+    return stacked.masked_fill(rearrange(~mask, "batch queries -> batch 1 1 queries 1"), 0.0)

@@ -1,0 +1,144 @@
+"""Checks of arguments: one error type and one message form for the whole library.
+
+Axis names used everywhere: ``batch`` (samples), ``time`` (steps of a sequence), ``dim`` (features
+of a step), ``heads`` and ``head_dim`` (``dim = heads * head_dim``), ``modalities``.
+"""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+
+class ShapeError(ValueError):
+    """An argument of a call does not fit the module: its shape, dtype, device, mask or name.
+
+    Raised before anything is computed. The message says who refuses, which argument, what was
+    expected, what came, and what to do instead where there is one thing to do.
+    """
+
+
+def describe_shape(axes: Mapping[str, int | None]) -> str:
+    """Write axes as ``(batch=4, time, dim=8)``; an axis of any size stands by its name alone."""
+    return (
+        "("
+        + ", ".join(name if size is None else f"{name}={size}" for name, size in axes.items())
+        + ")"
+    )
+
+
+def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
+    """Refuse anything that is not a tensor, and return the tensor.
+
+    Raises:
+        ShapeError: If it is something else.
+    """
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to be a torch.Tensor, got {type(value).__name__}."
+        )
+    return value
+
+
+def expect_shape(
+    owner: str, argument: str, tensor: Tensor, axes: Mapping[str, int | None], hint: str = ""
+) -> None:
+    """Refuse a tensor whose axes differ from the named sizes, or that is empty along ``time``.
+
+    Args:
+        owner: Class that refuses.
+        argument: Argument as the caller wrote it.
+        tensor: The value.
+        axes: Name and size of each axis in order; ``None`` for any size.
+        hint: What to do instead, appended to the message.
+
+    Raises:
+        ShapeError: If the rank or a size differs.
+    """
+    fits = tensor.ndim == len(axes)
+    if fits:
+        for got, size in zip(tensor.shape, axes.values(), strict=True):
+            if size is not None and got != size:
+                fits = False
+    if not fits:
+        raise ShapeError(
+            f"{owner}: expected `{argument}` of shape {describe_shape(axes)}, "
+            f"got {tuple(tensor.shape)}.{hint}"
+        )
+    if "time" in axes and tensor.shape[list(axes).index("time")] == 0:
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to have at least one step, got time=0. "
+            "Give an absent sequence as one masked step."
+        )
+
+
+def expect_floating(owner: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    """Refuse a tensor that the parameter ``like`` cannot be multiplied with.
+
+    Under autocast, float32, float16 and bfloat16 are all accepted.
+
+    Raises:
+        ShapeError: If device or dtype differ.
+    """
+    if tensor.device != like.device:
+        raise ShapeError(
+            f"{owner}: expected `{argument}` on device {like.device}, where the parameters are, "
+            f"got {tensor.device}. Move one of them with `.to()`."
+        )
+    castable = (torch.float32, torch.float16, torch.bfloat16)
+    if tensor.dtype == like.dtype or (
+        tensor.dtype in castable
+        and like.dtype in castable
+        and torch.is_autocast_enabled(like.device.type)
+    ):
+        return
+    raise ShapeError(
+        f"{owner}: expected `{argument}` of dtype {like.dtype}, as the parameters, "
+        f"got {tensor.dtype}. Convert one of them with `.to()`."
+    )
+
+
+def expect_same_device(owner: str, argument: str, tensor: Tensor, device: torch.device) -> None:
+    """Refuse a tensor that lies elsewhere.
+
+    Raises:
+        ShapeError: If the devices differ.
+    """
+    if tensor.device != device:
+        raise ShapeError(
+            f"{owner}: expected `{argument}` on device {device}, got {tensor.device}. "
+            "Move it with `.to()`."
+        )
+
+
+def expect_size(owner: str, argument: str, value: object) -> None:
+    """Refuse a constructor's size that is not a positive integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{owner}: expected `{argument}` to be a positive integer, got {value!r}.")
+
+
+def expect_probability(owner: str, argument: str, value: float) -> None:
+    """Refuse a dropout probability outside [0, 1).
+
+    Raises:
+        ValueError: If it is.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < 1.0:
+        raise ValueError(
+            f"{owner}: expected `{argument}` to be a probability in [0, 1), got {value!r}."
+        )
+
+
+def expect_choice(owner: str, argument: str, value: object, choices: Collection[str]) -> None:
+    """Refuse an option that is not one of the choices.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{owner}: expected `{argument}` to be one of {listed}, got {value!r}.")

@@ -1,0 +1,185 @@
+"""The recurrence itself: how one modality meets the context of every sample."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grf_fusion._inputs import OWNER, Arrival, who_has
+from grf_fusion._masks import fill_masked, masked_mean, unmask_empty
+from grf_fusion._positions import sinusoidal_positions
+from grf_fusion._shapes import expect_shape
+from grf_fusion._state import FusionState
+
+Mode = Literal["pooled", "first_sequence", "sequence"]
+
+
+class Incoming(NamedTuple):
+    """A projected modality.
+
+    Attributes:
+        projected: ``(batch, time, dim)``, without positions.
+        encoded: ``(batch, time, dim)``, with positions and their dropout.
+        real: ``(batch, time)`` bool: real steps, ``None`` for all.
+        mask: The same, but all True where a sample has none, so that no softmax runs over nothing;
+            the result of such a sample is thrown away.
+        present: ``(batch,)`` bool: samples that have at least one real step.
+    """
+
+    projected: Tensor
+    encoded: Tensor
+    real: Tensor | None
+    mask: Tensor | None
+    present: Tensor
+
+
+class Met(NamedTuple):
+    """What a step offers every sample, as if each had a context and the modality.
+
+    Attributes:
+        fused: ``(batch, dim)`` or ``(batch, time, dim)``: the context of a sample that takes it.
+        held: The same shape: the context of a sample that does not.
+        gate: ``(batch, dim)``.
+    """
+
+    fused: Tensor
+    held: Tensor
+    gate: Tensor
+
+
+def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
+    """Add PE, in the precision of the parameter ``like``."""
+    length, dim = sequence.shape[1:]
+    return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
+
+
+def receive(
+    projection: nn.Linear, arrival: Arrival, batch: int, dropout: Callable[[Tensor], Tensor]
+) -> Incoming:
+    """Project a modality, with zeros for whatever is not real."""
+    weight = projection.weight
+    features, mask, present = arrival
+    present = who_has(arrival, batch, weight.device) if features is None else present
+    if features is None:
+        # One empty step instead of no step: every parameter stays in the graph with a zero
+        # gradient, and the ranks of a distributed job run the same modules in the same order.
+        shape = (batch, 1, projection.in_features)
+        features = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+    real = mask
+    if present is not None:
+        column = present.unsqueeze(1).expand(features.shape[:2])
+        real = column if mask is None else mask & column
+    # Filled before it is projected: a NaN that is masked later has already met the weights.
+    projected = projection(fill_masked(features, real))
+    return Incoming(
+        projected,
+        dropout(add_positions(projected, weight)),
+        real,
+        None if mask is None else unmask_empty(mask),
+        who_has(arrival, batch, weight.device),
+    )
+
+
+def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: bool) -> FusionState:
+    """Make the state of a chain that starts with its first modality.
+
+    Args:
+        incoming: The modality.
+        seen: ``(batch, modalities)``: nothing but this modality.
+        mode: What the context is.
+        is_sequence: Whether the modality may open as a sequence.
+
+    Returns:
+        The state; a sample without the modality stays closed.
+    """
+    real = incoming.present.unsqueeze(1)
+    if is_sequence and mode != "pooled":
+        real = real.expand(incoming.projected.shape[:2]) if incoming.real is None else incoming.real
+        return FusionState(fill_masked(incoming.projected, real), real, seen)
+    opener = fill_masked(masked_mean(incoming.encoded, incoming.mask).unsqueeze(1), real)
+    return FusionState(opener if mode == "sequence" else opener.squeeze(1), real, seen)
+
+
+def advance(
+    state: FusionState,
+    incoming: Incoming,
+    block: nn.Module,
+    unit: nn.Module,
+    *,
+    encode: Callable[[Tensor], Tensor],
+    mode: Mode,
+) -> tuple[FusionState, Tensor]:
+    """Fuse where a sample has context and modality, open where it has only the modality.
+
+    Args:
+        state: What is known so far.
+        incoming: The modality.
+        block: Symmetric cross-attention.
+        unit: Gated fusion unit.
+        encode: Adds positions and their dropout to the context.
+        mode: What the context is.
+
+    Returns:
+        The new state, its ``present`` as it was, and the gate, 0 where none was applied.
+
+    Raises:
+        ShapeError: If a user's block or unit returns other shapes than it was given.
+    """
+    is_open = state.mask.any(dim=1)
+    fuses = incoming.present & is_open
+    opens = incoming.present & ~is_open
+    met = _meet(state, incoming, block, unit, encode=encode, mode=mode)
+    opener = masked_mean(incoming.encoded, incoming.mask)
+    if mode == "sequence":
+        time = state.mask.shape[1]
+        opener = F.pad(opener.unsqueeze(1), (0, 0, 0, time - 1))
+        first = torch.arange(time, device=opener.device) == 0
+        mask = torch.where(opens.unsqueeze(1), first, state.mask)
+    else:
+        mask = (is_open | incoming.present).unsqueeze(1)
+    context = _select(fuses, met.fused, _select(opens, opener, met.held))
+    gate = met.gate.masked_fill(~fuses.unsqueeze(1), 0.0)
+    return FusionState(context, mask, state.present), gate
+
+
+def _meet(
+    state: FusionState,
+    incoming: Incoming,
+    block: nn.Module,
+    unit: nn.Module,
+    *,
+    encode: Callable[[Tensor], Tensor],
+    mode: Mode,
+) -> Met:
+    is_sequence = state.context.ndim == 3
+    encoded = encode(state.context if is_sequence else state.context.unsqueeze(1))
+    readable = unmask_empty(state.mask) if is_sequence else None
+    enriched, update = block(
+        encoded, incoming.encoded, context_mask=readable, modality_mask=incoming.mask
+    )
+    _expect_like("block()[0]", enriched, encoded)
+    _expect_like("block()[1]", update, incoming.encoded)
+    update = masked_mean(update, incoming.mask)
+    if mode == "sequence":
+        fused, gate = unit(enriched, update.unsqueeze(1).expand_as(enriched), return_gate=True)
+        _expect_like("unit()[0]", fused, enriched)
+        _expect_like("unit()[1]", gate, enriched)
+        return Met(fill_masked(fused, state.mask), state.context, masked_mean(gate, state.mask))
+    fused, gate = unit(masked_mean(enriched, readable), update, return_gate=True)
+    _expect_like("unit()[0]", fused, update)
+    _expect_like("unit()[1]", gate, update)
+    # A sequence that meets an absent modality is pooled as if it had opened as a vector.
+    held = masked_mean(encoded, state.mask) if is_sequence else state.context
+    return Met(fused, held, gate)
+
+
+def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """Take whole samples from one of two tensors; what is not taken gets a zero gradient."""
+    return torch.where(condition.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, other)
+
+
+def _expect_like(argument: str, value: Tensor, like: Tensor) -> None:
+    axes = ("batch", "dim") if like.ndim == 2 else ("batch", "time", "dim")
+    expect_shape(OWNER, argument, value, dict(zip(axes, like.shape, strict=True)))
