@@ -21,7 +21,7 @@ class DecoderLayer(nn.Module):
     self_attn: Attention | None
     self_attn_norm: nn.LayerNorm | None
     cross_attn: Attention
-    cross_attn_norm: nn.LayerNorm
+    cross_attn_norm: nn.LayerNorm | None
     linear1: nn.Linear
     linear2: nn.Linear
     feedforward_norm: nn.LayerNorm
@@ -62,7 +62,8 @@ class DecoderLayer(nn.Module):
         self.self_attn = attention(one_key=one_step) if self_attention else None
         self.self_attn_norm = norm() if self_attention else None
         self.cross_attn = attention(one_key=one_key)
-        self.cross_attn_norm = norm()
+        # Before an attention over one key it would only reach the query, which does not matter.
+        self.cross_attn_norm = None if one_key and norm_first else norm()
         self.linear1 = nn.Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
         self.feedforward_norm = norm()
@@ -83,7 +84,8 @@ class DecoderLayer(nn.Module):
             query = self.self_attn_norm(x) if self.norm_first else x
             read, self_weights = self.self_attn(query, query, mask=mask, need_weights=need_weights)
             x = self._add(x, read, self.self_attn_norm)
-        query = self.cross_attn_norm(x) if self.norm_first else x
+        norm = self.cross_attn_norm if self.norm_first else None
+        query = x if norm is None else norm(x)
         read, cross_weights = self.cross_attn(
             query, memory, mask=memory_mask, need_weights=need_weights
         )
@@ -96,9 +98,9 @@ class DecoderLayer(nn.Module):
             cross_weights,
         )
 
-    def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         x = x + self.dropout(update)
-        return x if self.norm_first else norm(x)
+        return x if self.norm_first or norm is None else norm(x)
 
 
 def run_layers(
