@@ -11,6 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# Helpers with bare asserts: without this a failure would show no values.
+for helper in ("properties", "refusal", "reference"):
+    pytest.register_assert_rewrite(helper)
+
 # For the test of the rule on skips below (tests/test_project.py).
 pytest_plugins = ["pytester"]
 

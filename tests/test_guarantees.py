@@ -27,7 +27,8 @@ from grf_fusion import (
     ShapeError,
     SymmetricCrossAttentionBlock,
 )
-from grf_fusion._attention import Attention
+from grf_fusion._attention import Attention, OneKeyAttention
+from grf_fusion._layout import Padded
 from properties import NAN, Case, assert_same_bits, build, fusion_case
 from strategies import FusionCall
 
@@ -1135,6 +1136,7 @@ def test_config_holds_every_argument_but_where() -> None:
         "norm_first": True,
         "self_attention": False,
         "symmetric": False,
+        "packing": False,
         "context": "sequence",
         "opening": "first",
         "gate_bias": "chrono",
@@ -1406,15 +1408,15 @@ def test_dropout_of_the_unit_is_on_the_blend() -> None:
 @pytest.mark.parametrize("one_key", [True, False])
 def test_dropout_over_one_key_drops_whole_heads(one_key: bool) -> None:
     """Leaving out the queries and keys keeps the dropout that a weight of 1 would meet."""
-    attention = Attention(
-        12, num_heads=3, dropout=0.3, one_key=one_key, device=None, dtype=torch.float64
-    )
+    kind = OneKeyAttention if one_key else Attention
+    attention = kind(12, num_heads=3, dropout=0.3, device=None, dtype=torch.float64)
     nn.init.eye_(attention.out_proj.weight)
     nn.init.zeros_(attention.out_proj.bias)
     query, memory = torch.randn(400, 5, 12).double(), torch.randn(400, 1, 12).double()
 
     def read() -> Tensor:
-        value, _ = attention(query, memory, mask=None, need_weights=False)
+        steps = Padded(None, one_step=one_key)
+        value, _ = attention(query, memory, Padded(None), steps, need_weights=False)
         return value
 
     attention.eval()

@@ -1,12 +1,16 @@
-"""Multi-head attention with the library's mask convention, for many keys and for one."""
+"""Multi-head attention with the library's mask convention, for many keys and for one.
+
+No einops in what may be compiled: einops keeps a table of the types that it has seen, the table
+becomes a guard of the graph, and a first einops call on, say, a NumPy array would compile it anew.
+"""
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from grf_fusion._layout import Layout, Padded, attend
 from grf_fusion._masks import unmask_empty
 
 
@@ -30,6 +34,60 @@ class AttentionWeights(NamedTuple):
     modality_cross: Tensor | None
 
 
+class OneKeyAttention(nn.Module):
+    """Attention over a memory that always has one step.
+
+    Softmax over one key is 1 whatever the query, so there are no query and key projections: every
+    query reads the same, which is computed once a sample.
+
+    Args:
+        embed_dim: Width of queries and memory.
+        num_heads: Number of heads; divides ``embed_dim``.
+        dropout: Probability of dropping an attention weight, in training.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+    """
+
+    dropout: float
+    head_dim: int
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        dropout: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.head_dim = embed_dim // num_heads
+        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        queries: Layout,
+        keys: Padded,
+        *,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what every row of ``query`` reads, as `Attention` does."""
+        value = keys.unpack(self.v_proj(memory))
+        weights = None
+        if need_weights:
+            shape = (len(value), value.shape[-1] // self.head_dim, query.shape[1], 1)
+            weights = value.new_ones(shape)
+            if keys.mask is not None:
+                weights = weights.masked_fill(~keys.mask[:, None, None, :], 0.0)
+        return spread_value(self, value, query, queries), weights
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention, ``softmax(q k^T / sqrt(head_dim)) v``, projected in and out.
 
@@ -40,16 +98,14 @@ class Attention(nn.Module):
         embed_dim: Width of queries and memory.
         num_heads: Number of heads; divides ``embed_dim``.
         dropout: Probability of dropping an attention weight, in training.
-        one_key: The memory always has one step. Softmax over one key is 1 whatever the query, so
-            there are no query and key projections.
         device: Where to make the parameters.
         dtype: Floating-point type of the parameters.
     """
 
     dropout: float
     head_dim: int
-    q_proj: nn.Linear | None
-    k_proj: nn.Linear | None
+    q_proj: nn.Linear
+    k_proj: nn.Linear
     v_proj: nn.Linear
     out_proj: nn.Linear
 
@@ -59,89 +115,129 @@ class Attention(nn.Module):
         *,
         num_heads: int,
         dropout: float,
-        one_key: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.head_dim = embed_dim // num_heads
-
-        def linear(*, bias: bool = True) -> nn.Linear:
-            return nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
-
-        self.q_proj = None if one_key else linear()
-        self.k_proj = None if one_key else linear(bias=False)
-        self.v_proj = linear()
-        self.out_proj = linear()
+        self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
     def forward(
-        self, query: Tensor, memory: Tensor, *, mask: Tensor | None, need_weights: bool
+        self,
+        query: Tensor,
+        memory: Tensor,
+        queries: Layout,
+        keys: Layout,
+        *,
+        need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Let each query read the real steps of the memory; over nothing, it reads 0.
 
         Args:
-            query: The reading sequence.
-            memory: The sequence that is read.
-            mask: Real steps of the memory, ``None`` for all.
-            need_weights: Also return the weights.
+            query: Rows that read.
+            memory: Rows that are read.
+            queries: Layout of ``query``.
+            keys: Layout of ``memory``: of the same kind, or padded with one step.
+            need_weights: Also return the weights; padded layouts only.
 
         Returns:
-            What was read, and the weights before dropout or ``None``.
-
-        Shape:
-            - query: ``(batch, queries, dim)``
-            - memory: ``(batch, keys, dim)``
-            - mask: ``(batch, keys)``
-            - output: ``(batch, queries, dim)``
-            - weights: ``(batch, heads, queries, keys)``
+            What each row of ``query`` read, and the weights before dropout,
+            ``(batch, heads, queries, keys)``, or ``None``.
         """
-        value = self._split(self.v_proj(memory))
-        if self.q_proj is None or self.k_proj is None:
-            read, weights = self._read_one(query, value, mask)
-        else:
-            q, k = self._split(self.q_proj(query)), self._split(self.k_proj(memory))
-            if need_weights:
-                read, weights = self._read_with_weights(q, k, value, mask)
-            else:
-                read, weights = self._read(q, k, value, mask), None
-        merged = rearrange(read, "batch heads queries head_dim -> batch queries (heads head_dim)")
-        # With one key and no dropout every query reads the same: computed once, then broadcast.
-        return self.out_proj(merged).expand_as(query), weights if need_weights else None
-
-    def _split(self, features: Tensor) -> Tensor:
-        pattern = "batch time (heads head_dim) -> batch heads time head_dim"
-        return rearrange(features, pattern, head_dim=self.head_dim)
-
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        if mask is None:
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        allowed = rearrange(unmask_empty(mask), "batch keys -> batch 1 1 keys")
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-        nothing = rearrange(~mask.any(dim=-1), "batch -> batch 1 1 1")
-        return read.masked_fill(nothing, 0.0)
+        if isinstance(keys, Padded) and not need_weights:
+            if keys.one_step:
+                value = keys.unpack(self.v_proj(memory)) + self._anchor(query)
+                return spread_value(self, value, query, queries), None
+            if queries.one_step and is_plain(self.k_proj) and is_plain(self.v_proj):
+                return self.out_proj(self._read_with_one_query(query, memory, keys.mask)), None
+        q = split_heads(self.q_proj(query), self.head_dim)
+        k = split_heads(self.k_proj(memory), self.head_dim)
+        v = split_heads(self.v_proj(memory), self.head_dim)
+        if need_weights and isinstance(keys, Padded):
+            read, weights = self._read_with_weights(q, k, v, keys.mask)
+        else:
+            read, weights = attend(q, k, v, queries, keys, dropout=dropout), None
+        return self.out_proj(read.flatten(-2)), weights
+
+    def _read_with_one_query(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Read with one query a sample, without projecting the memory.
+
+        The key projection goes into the query, ``q^T (W m) = (W^T q)^T m``; the value
+        projection goes behind the weighted sum over steps j,
+        ``sum w_j (V m_j + b) = V (sum w_j m_j) + b (sum w_j)``.
+        """
+        w_k, w_v = (
+            projection.weight.reshape(-1, self.head_dim, projection.in_features)
+            for projection in (self.k_proj, self.v_proj)
+        )
+        q = split_heads(self.q_proj(query), self.head_dim).squeeze(1)
+        weights = attention_weights(
+            torch.einsum("bhe,hed->bhd", q, w_k), memory, mask, self.head_dim
+        )
+        weights = F.dropout(weights, self.dropout, self.training)
+        read = torch.einsum("bhd,hed->bhe", weights @ memory, w_v)
+        bias = self.v_proj.bias.reshape(-1, self.head_dim)
+        return (read + weights.sum(dim=-1, keepdim=True) * bias).flatten(1).unsqueeze(1)
 
     def _read_with_weights(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-        if mask is None:
-            weights = scores.softmax(dim=-1)
-        else:
-            hidden = rearrange(~mask, "batch keys -> batch 1 1 keys")
-            allowed = rearrange(unmask_empty(mask), "batch keys -> batch 1 1 keys")
-            weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
-            weights = weights.masked_fill(hidden, 0.0)
-        return F.dropout(weights, self.dropout, self.training) @ v, weights
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        weights = attention_weights(q, k, mask, self.head_dim)
+        read = F.dropout(weights, self.dropout, self.training) @ v
+        return read.transpose(1, 2), weights
 
-    def _read_one(self, query: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        batch, heads = v.shape[:2]
-        weights = v.new_ones(batch, heads, query.shape[1], 1)
-        if mask is not None:
-            real = rearrange(mask, "batch keys -> batch 1 1 keys")
-            weights = weights.masked_fill(~real, 0.0)
-            v = v.masked_fill(~real, 0.0)
-        if self.training and self.dropout > 0:
-            return F.dropout(weights, self.dropout) * v, weights
-        return v, weights
+    def _anchor(self, query: Tensor) -> Tensor:
+        """Zero, in whose graph stands what one key leaves without influence.
+
+        The sum of an empty slice reads nothing and sends back zeros.
+        """
+        idle = (query, self.q_proj.weight, self.q_proj.bias, self.k_proj.weight)
+        return torch.stack([tensor[:0].sum() for tensor in idle]).sum()
+
+
+def spread_value(
+    attention: "Attention | OneKeyAttention", value: Tensor, query: Tensor, queries: Layout
+) -> Tensor:
+    """Give every query the one projected value ``(batch, 1, dim)`` of its sample.
+
+    With dropout the weight of each query and head, 1, is dropped by itself.
+    """
+    if not attention.training or attention.dropout == 0.0:
+        return queries.spread(attention.out_proj(value), query)
+    value = queries.spread(value, query)
+    value = split_heads(value, attention.head_dim)
+    weights = F.dropout(torch.ones_like(value[..., :1]), attention.dropout)
+    return attention.out_proj((weights * value).flatten(-2))
+
+
+def split_heads(rows: Tensor, head_dim: int) -> Tensor:
+    """Turn ``(..., dim)`` into ``(..., heads, head_dim)``."""
+    return rows.reshape(*rows.shape[:-1], rows.shape[-1] // head_dim, head_dim)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
+    """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 where nothing is real.
+
+    Shape:
+        - q: ``(batch, ..., queries, dim)``
+        - k: ``(batch, ..., keys, dim)``
+        - mask: ``(batch, keys)``
+        - output: ``(batch, ..., queries, keys)``
+    """
+    scores = q @ k.transpose(-2, -1) * head_dim**-0.5
+    if mask is None:
+        return scores.softmax(dim=-1)
+    shape = (len(mask), *[1] * (scores.ndim - 2), mask.shape[1])
+    weights = scores.masked_fill(~unmask_empty(mask).reshape(shape), -torch.inf).softmax(dim=-1)
+    return weights.masked_fill(~mask.reshape(shape), 0.0)
+
+
+def is_plain(projection: nn.Module) -> bool:
+    """Whether the layer is just its weight: not quantised, adapted or sharded by somebody."""
+    return type(projection) is nn.Linear and type(projection.weight) in (Tensor, nn.Parameter)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from grf_fusion._attention import AttentionWeights
 from grf_fusion._layer import ACTIVATIONS, DecoderLayer, run_layers
+from grf_fusion._layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._masks import as_mask, fill_masked
 from grf_fusion._shapes import (
     expect_choice,
@@ -14,8 +15,44 @@ from grf_fusion._shapes import (
     expect_probability,
     expect_shape,
     expect_size,
+    expect_steps,
     expect_tensor,
 )
+
+OWNER = "SymmetricCrossAttentionBlock"
+
+
+def check_block_options(
+    embed_dim: int,
+    *,
+    num_heads: int,
+    num_layers: int,
+    dim_feedforward: int | None,
+    dropout: float,
+    activation: str,
+    packing: bool | Literal["auto"],
+) -> None:
+    """Refuse what no `SymmetricCrossAttentionBlock` can be built from.
+
+    Raises:
+        ValueError: As its docstring says.
+    """
+    expect_size(OWNER, "embed_dim", embed_dim)
+    expect_size(OWNER, "num_heads", num_heads)
+    expect_size(OWNER, "num_layers", num_layers)
+    if dim_feedforward is not None:
+        expect_size(OWNER, "dim_feedforward", dim_feedforward)
+    if embed_dim % num_heads != 0:
+        raise ValueError(
+            f"{OWNER}: expected `num_heads` to divide `embed_dim`, "
+            f"got embed_dim={embed_dim} and num_heads={num_heads}."
+        )
+    expect_probability(OWNER, "dropout", dropout)
+    expect_choice(OWNER, "activation", activation, ACTIVATIONS)
+    if not isinstance(packing, bool) and packing != "auto":
+        raise ValueError(
+            f"{OWNER}: expected `packing` to be 'auto', True or False, got {packing!r}."
+        )
 
 
 class SymmetricCrossAttentionBlock(nn.Module):
@@ -55,12 +92,18 @@ class SymmetricCrossAttentionBlock(nn.Module):
             cross-attention then read one key, so their query and key projections cannot influence
             anything and are left out: the same function with ``4 * embed_dim**2`` fewer weights a
             layer.
+        packing: Whether to leave padded steps uncomputed: the real steps are laid one after the
+            other, and each sample attends by itself. Equal to the padded way to rounding.
+            ``"auto"``: on the CPU, where more than a tenth of the steps are padding. Never under
+            `torch.compile` and `torch.export`, nor with ``need_weights=True``. On other devices
+            ``True`` waits for the device at every call.
         device: Where to make the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
         ValueError: If a size is not a positive integer, ``num_heads`` does not divide
-            ``embed_dim``, ``dropout`` is not in [0, 1), or ``activation`` is unknown.
+            ``embed_dim``, ``dropout`` is not in [0, 1), or ``activation`` or ``packing`` is
+            unknown.
 
     Examples:
         >>> block = SymmetricCrossAttentionBlock(8, num_heads=2)
@@ -72,6 +115,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
     embed_dim: int
     num_heads: int
     pooled_context: bool
+    packing: bool | Literal["auto"]
     context_layers: nn.ModuleList
     modality_layers: nn.ModuleList | None
 
@@ -88,26 +132,25 @@ class SymmetricCrossAttentionBlock(nn.Module):
         self_attention: bool = True,
         symmetric: bool = True,
         pooled_context: bool = False,
+        packing: bool | Literal["auto"] = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        owner = "SymmetricCrossAttentionBlock"
+        check_block_options(
+            embed_dim,
+            num_heads=num_heads,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            packing=packing,
+        )
         hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
-        expect_size(owner, "embed_dim", embed_dim)
-        expect_size(owner, "num_heads", num_heads)
-        expect_size(owner, "num_layers", num_layers)
-        expect_size(owner, "dim_feedforward", hidden)
-        if embed_dim % num_heads != 0:
-            raise ValueError(
-                f"{owner}: expected `num_heads` to divide `embed_dim`, "
-                f"got embed_dim={embed_dim} and num_heads={num_heads}."
-            )
-        expect_probability(owner, "dropout", dropout)
-        expect_choice(owner, "activation", activation, ACTIVATIONS)
         super().__init__()
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.pooled_context = pooled_context
+        self.packing = packing
 
         def stack(*, of_context: bool) -> nn.ModuleList:
             return nn.ModuleList(
@@ -188,24 +231,30 @@ class SymmetricCrossAttentionBlock(nn.Module):
         context_mask, modality_mask = self._check(context, modality, context_mask, modality_mask)
         context = fill_masked(context, context_mask)
         modality = fill_masked(modality, modality_mask)
+        # While tracing only what is so by construction is known.
+        tracing = torch.compiler.is_compiling()
+        one_step = self.pooled_context if tracing else context.shape[1] == 1
+        ours: Layout = Padded(context_mask, one_step=one_step)
+        theirs: Layout = Padded(modality_mask)
+        memory, memory_steps = modality, theirs
+        masks = (modality_mask,) if one_step else (context_mask, modality_mask)
+        if not (need_weights or tracing) and worth_packing(masks, packing=self.packing):
+            theirs = lay_out(modality, modality_mask)
+            modality = theirs.pack(modality)
+            if not one_step:
+                # One query reads the modality where it lies; many read its rows.
+                ours = lay_out(context, context_mask)
+                context = ours.pack(context)
+                memory, memory_steps = modality, theirs
         new_context, context_self, context_cross = run_layers(
-            self.context_layers,
-            context,
-            modality,
-            mask=context_mask,
-            memory_mask=modality_mask,
-            need_weights=need_weights,
+            self.context_layers, context, memory, ours, memory_steps, need_weights=need_weights
         )
         new_modality, modality_self, modality_cross = modality, None, None
         if self.modality_layers is not None:
             new_modality, modality_self, modality_cross = run_layers(
-                self.modality_layers,
-                modality,
-                context,
-                mask=modality_mask,
-                memory_mask=context_mask,
-                need_weights=need_weights,
+                self.modality_layers, modality, context, theirs, ours, need_weights=need_weights
             )
+        new_context, new_modality = ours.unpack(new_context), theirs.unpack(new_modality)
         if not need_weights:
             return new_context, new_modality
         weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)
@@ -225,7 +274,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         context_mask: Tensor | None,
         modality_mask: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        owner, weight = "SymmetricCrossAttentionBlock", next(self.parameters())
+        owner, weight = OWNER, next(self.parameters())
         steps = 1 if self.pooled_context else None
         expect_tensor(owner, "context", context)
         expect_tensor(owner, "modality", modality)
@@ -235,6 +284,8 @@ class SymmetricCrossAttentionBlock(nn.Module):
         batch = context.shape[0]
         axes = {"batch": batch, "time": None, "dim": self.embed_dim}
         expect_shape(owner, "modality", modality, axes)
+        expect_steps(owner, "context", context)
+        expect_steps(owner, "modality", modality)
         expect_floating(owner, "context", context, weight)
         expect_floating(owner, "modality", modality, weight)
 

@@ -7,17 +7,19 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._block import SymmetricCrossAttentionBlock
-from grf_fusion._gate import GatedFusionUnit
+from grf_fusion._block import SymmetricCrossAttentionBlock, check_block_options
+from grf_fusion._gate import GatedFusionUnit, check_unit_options
 from grf_fusion._inputs import (
     OWNER,
     Arrival,
     check_call,
+    check_factory,
     check_features,
     check_modalities,
     check_modality,
     check_name,
     check_order,
+    check_part,
     check_present,
     check_state,
     who_has,
@@ -42,10 +44,16 @@ SETTINGS = (
     "norm_first",
     "self_attention",
     "symmetric",
+    "packing",
     "context",
     "opening",
     "gate_bias",
     "share_weights",
+)
+
+NO_STEP = (
+    "With share_weights=False and opening='first' the modality declared first has no step of its "
+    "own: declare another one first, share the weights, or learn the opening."
 )
 
 
@@ -85,6 +93,7 @@ class GatedRecurrentFusion(nn.Module):
         norm_first: Pre-norm instead of post-norm layers in the block.
         self_attention: Whether the block's layers have self-attention.
         symmetric: Whether the modality is enriched too.
+        packing: Whether the block computes real steps only, see `SymmetricCrossAttentionBlock`.
         context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
             modality of the order is a sequence for the one step that follows it (the authors'
             code). ``"sequence"``: the context keeps the first modality's time axis, and so does the
@@ -129,6 +138,7 @@ class GatedRecurrentFusion(nn.Module):
     norm_first: bool
     self_attention: bool
     symmetric: bool
+    packing: bool | Literal["auto"]
     context: Literal["pooled", "first_sequence", "sequence"]
     opening: Literal["first", "learned"]
     gate_bias: float | Literal["chrono"]
@@ -154,6 +164,7 @@ class GatedRecurrentFusion(nn.Module):
         norm_first: bool = False,
         self_attention: bool = True,
         symmetric: bool = True,
+        packing: bool | Literal["auto"] = "auto",
         context: Literal["pooled", "first_sequence", "sequence"] = "pooled",
         opening: Literal["first", "learned"] = "first",
         gate_bias: float | Literal["chrono"] = 0.0,
@@ -173,8 +184,24 @@ class GatedRecurrentFusion(nn.Module):
                 f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
                 "A learnt opening is one vector: use context='pooled'."
             )
+        if block is None:
+            check_block_options(
+                embed_dim,
+                num_heads=num_heads,
+                num_layers=num_layers,
+                dim_feedforward=dim_feedforward,
+                dropout=dropout,
+                activation=activation,
+                packing=packing,
+            )
+        else:
+            check_factory("block", block)
         if isinstance(gate_bias, str):
             expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",))
+        elif unit is None:
+            check_unit_options(embed_dim, dropout=dropout, gate_bias=gate_bias)
+        if unit is not None:
+            check_factory("unit", unit)
         super().__init__()
         self.modalities = declared
         self.embed_dim = embed_dim
@@ -186,13 +213,13 @@ class GatedRecurrentFusion(nn.Module):
         self.norm_first = norm_first
         self.self_attention = self_attention
         self.symmetric = symmetric
+        self.packing: bool | Literal["auto"] = packing
         self.context = context
         self.opening = opening
         self.gate_bias = gate_bias
         self.share_weights = share_weights
         self._make_block = block
         self._make_unit = unit
-        self.position_dropout = nn.Dropout(dropout)
         self.block = self.unit = self.blocks = self.units = self.initial_context = None
         names = list(declared)
         stepping = names if opening == "learned" else names[1:]
@@ -208,6 +235,7 @@ class GatedRecurrentFusion(nn.Module):
                 for name, dim in declared.items()
             }
         )
+        self.position_dropout = nn.Dropout(dropout)
         if opening == "learned":
             start = torch.empty(embed_dim, device=device, dtype=dtype)
             self.initial_context = nn.Parameter(nn.init.normal_(start, std=0.02))
@@ -275,7 +303,7 @@ class GatedRecurrentFusion(nn.Module):
             ShapeError: If a name, shape, mask, dtype or device does not fit.
         """
         names = check_order(order, list(self.modalities))
-        self._check_head(names)
+        self._check_order(names)
         arrivals, batch = check_call(
             features, masks, present, declared=self.modalities, like=self._reference()
         )
@@ -368,7 +396,7 @@ class GatedRecurrentFusion(nn.Module):
         if state is not None:
             state = self._check_state(state)
             batch = state.context.shape[0]
-            self._check_head((next(iter(self.modalities)), name))
+            self._check_step(name)
         dim = self.modalities[name]
         arrival = check_features(
             "features", features, "mask", mask, dim=dim, batch=batch, like=like
@@ -445,7 +473,7 @@ class GatedRecurrentFusion(nn.Module):
         Raises:
             ValueError: If the name is unusable or taken, or ``dim`` no positive integer.
         """
-        check_modality(name, dim)
+        check_modality(name, dim, name_argument="name", dim_argument="dim")
         if name in self.modalities:
             raise ValueError(f"{OWNER}: expected `name` to be new, got {name!r}.")
         weight = self._reference()
@@ -487,7 +515,7 @@ class GatedRecurrentFusion(nn.Module):
         self, modalities: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> tuple[nn.Module, nn.Module]:
         if self._make_block is not None:
-            block = self._make_block()
+            block = check_part("block", self._make_block())
         else:
             block = SymmetricCrossAttentionBlock(
                 self.embed_dim,
@@ -499,12 +527,13 @@ class GatedRecurrentFusion(nn.Module):
                 norm_first=self.norm_first,
                 self_attention=self.self_attention,
                 symmetric=self.symmetric,
+                packing=self.packing,
                 pooled_context=self.context == "pooled",
                 device=device,
                 dtype=dtype,
             )
         if self._make_unit is not None:
-            return block, self._make_unit()
+            return block, check_part("unit", self._make_unit())
         bias = self.gate_bias
         if isinstance(bias, str):
             bias = -math.log(max(1, modalities - (self.opening == "first")))
@@ -531,18 +560,19 @@ class GatedRecurrentFusion(nn.Module):
             like=self._reference(),
         )
 
-    def _check_head(self, names: Sequence[str]) -> None:
-        """Refuse an order whose later modalities have no step of their own."""
-        if self.blocks is None:
-            return
-        for name in names[1:]:
-            if name not in self.blocks:
-                raise ShapeError(
-                    f"{OWNER}: expected {name!r} to come first in `order`, got it later in "
-                    f"{tuple(names)}. With share_weights=False and opening='first' the modality "
-                    "declared first has no step of its own: declare another one first, share the "
-                    "weights, or learn the opening."
-                )
+    def _check_order(self, names: tuple[str, ...]) -> None:
+        if self.blocks is not None and not all(name in self.blocks for name in names[1:]):
+            raise ShapeError(
+                f"{OWNER}: expected `order` to start with {next(iter(self.modalities))!r}, "
+                f"got {names}. {NO_STEP}"
+            )
+
+    def _check_step(self, name: str) -> None:
+        if self.blocks is not None and name not in self.blocks:
+            raise ShapeError(
+                f"{OWNER}: expected `name` to come first if at all, got {name!r} with a state. "
+                f"{NO_STEP}"
+            )
 
     def _advance(
         self, state: FusionState | None, name: str, arrival: Arrival, batch: int

@@ -15,6 +15,24 @@ from grf_fusion._shapes import (
     expect_tensor,
 )
 
+OWNER = "GatedFusionUnit"
+
+
+def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> None:
+    """Refuse what no `GatedFusionUnit` can be built from.
+
+    Raises:
+        ValueError: As its docstring says.
+    """
+    expect_size(OWNER, "embed_dim", embed_dim)
+    expect_probability(OWNER, "dropout", dropout)
+    if (
+        not isinstance(gate_bias, int | float)
+        or isinstance(gate_bias, bool)
+        or not math.isfinite(gate_bias)
+    ):
+        raise ValueError(f"{OWNER}: expected `gate_bias` to be a finite number, got {gate_bias!r}.")
+
 
 class GatedFusionUnit(nn.Module):
     r"""Blend a state with an update through a learnt gate.
@@ -32,7 +50,8 @@ class GatedFusionUnit(nn.Module):
     Differences from the paper: ``norm``, ``gate_bias`` and ``identity_init`` are options. With
     ``identity_init`` the gate is ``z * gate_scale``, a learnt scalar that starts at 0, so that
     a unit put into a pretrained model returns its state bit for bit, in training too, until it has
-    learnt something.
+    learnt something. (Of a state of -0.0 it keeps the value and not the sign; the state has to be
+    finite.)
 
     Args:
         embed_dim: Width of state and update.
@@ -73,16 +92,10 @@ class GatedFusionUnit(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        owner = "GatedFusionUnit"
-        expect_size(owner, "embed_dim", embed_dim)
-        expect_probability(owner, "dropout", dropout)
-        if not isinstance(gate_bias, int | float) or not math.isfinite(gate_bias):
-            raise ValueError(
-                f"{owner}: expected `gate_bias` to be a finite number, got {gate_bias!r}."
-            )
+        check_unit_options(embed_dim, dropout=dropout, gate_bias=gate_bias)
         if identity_init and (norm or dropout > 0):
             raise ValueError(
-                f"{owner}: expected `identity_init=True` with norm=False and dropout=0, "
+                f"{OWNER}: expected `identity_init=True` with norm=False and dropout=0, "
                 f"got norm={norm} and dropout={dropout}. Either would change the state."
             )
         super().__init__()
@@ -158,7 +171,7 @@ class GatedFusionUnit(nn.Module):
         )
 
     def _check(self, state: Tensor, update: Tensor) -> None:
-        owner = "GatedFusionUnit"
+        owner = OWNER
         expect_tensor(owner, "state", state)
         expect_tensor(owner, "update", update)
         if state.ndim == 0 or state.shape[-1] != self.embed_dim:

@@ -12,6 +12,7 @@ from grf_fusion._shapes import (
     expect_floating,
     expect_shape,
     expect_size,
+    expect_steps,
     expect_tensor,
 )
 from grf_fusion._state import FusionState
@@ -43,18 +44,26 @@ def who_has(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
     return here if arrival.mask is None else here & arrival.mask.any(dim=1)
 
 
-def check_modality(name: object, dim: object) -> None:
+def check_modality(
+    name: object, dim: object, *, name_argument: str = "modalities", dim_argument: str = ""
+) -> None:
     """Refuse a modality that cannot be declared.
+
+    Args:
+        name: Its name.
+        dim: Its width.
+        name_argument: The name as the caller wrote it.
+        dim_argument: The width as the caller wrote it.
 
     Raises:
         ValueError: If the name is no usable module name or the width no positive integer.
     """
     if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ValueError(
-            f"{OWNER}: expected `modalities` to have names that are non-empty strings without "
+            f"{OWNER}: expected `{name_argument}` to name modalities by non-empty strings without "
             f"dots, other than attributes of nn.ModuleDict, got {name!r}. Choose another name."
         )
-    expect_size(OWNER, f"modalities[{name!r}]", dim)
+    expect_size(OWNER, dim_argument or f"modalities[{name!r}]", dim)
 
 
 def check_modalities(modalities: object) -> dict[str, int]:
@@ -70,10 +79,36 @@ def check_modalities(modalities: object) -> dict[str, int]:
         )
     if not modalities:
         raise ValueError(f"{OWNER}: expected `modalities` to name at least one modality, got none.")
-    declared = cast(Mapping[Any, Any], modalities)
+    declared = cast("Mapping[Any, Any]", modalities)
     for name, dim in declared.items():
         check_modality(name, dim)
     return dict(declared)
+
+
+def check_factory(argument: str, factory: object) -> None:
+    """Refuse what does not make a module.
+
+    Raises:
+        ValueError: If it is no function.
+    """
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ValueError(
+            f"{OWNER}: expected `{argument}` to be a function without arguments that makes a "
+            f"module, got {type(factory).__name__}. Write `{argument}=lambda: module`."
+        )
+
+
+def check_part(argument: str, part: object) -> nn.Module:
+    """Refuse what a factory made if it is no module, and return the module.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(part, nn.Module):
+        raise ValueError(
+            f"{OWNER}: expected `{argument}()` to make an nn.Module, got {type(part).__name__}."
+        )
+    return part
 
 
 def check_order(order: object, declared: Sequence[str]) -> tuple[str, ...]:
@@ -89,7 +124,7 @@ def check_order(order: object, declared: Sequence[str]) -> tuple[str, ...]:
             f"{OWNER}: expected `order` to be a sequence of names, got {order!r}. "
             f"Write order={tuple(declared)!r}."
         )
-    names = tuple(cast(Sequence[Any], order))
+    names = tuple(cast("Sequence[Any]", order))
     _check_names("order", names, declared)
     missing = [name for name in declared if name not in names]
     if missing:
@@ -108,7 +143,7 @@ def check_name(name: object, declared: Sequence[str]) -> None:
     Raises:
         ShapeError: If it is not declared.
     """
-    if name not in declared:
+    if not isinstance(name, str) or name not in declared:
         raise ShapeError(
             f"{OWNER}: expected `name` to be one of {list(declared)}, got {name!r}. "
             "Declare it in `modalities` or with `add_modality`."
@@ -156,6 +191,7 @@ def check_features(
     if tensor.ndim > 3:
         hint = " Flatten positions into one time axis: `x.flatten(1, -2)`."
     expect_shape(OWNER, argument, tensor, {"batch": batch, "time": None, "dim": dim}, hint)
+    expect_steps(OWNER, argument, tensor)
     expect_floating(OWNER, argument, tensor, like)
     if mask is None:
         return Arrival(tensor, None, None)
@@ -243,7 +279,7 @@ def check_state(
     """
     if not isinstance(state, FusionState):
         raise ShapeError(
-            f"{OWNER}: expected `state` to be a FusionState or None, got {type(state).__name__}. "
+            f"{OWNER}: expected `state` to be a FusionState, got {type(state).__name__}. "
             "Rebuild one from saved tensors with `FusionState(*tensors)`."
         )
     for field, value in zip(FusionState._fields, state, strict=True):
@@ -254,13 +290,15 @@ def check_state(
     else:
         axes = {"batch": None, "time": None, "dim": dim}
         expect_shape(OWNER, "state.context", state.context, axes)
+        expect_steps(OWNER, "state.context", state.context)
     expect_floating(OWNER, "state.context", state.context, like)
     batch, device = state.context.shape[0], state.context.device
     time = 1 if vector else state.context.shape[1]
     mask = as_mask(OWNER, "state.mask", state.mask, device, batch=batch, time=time)
-    present = as_mask(
-        OWNER, "state.present", state.present, device, batch=batch, modalities=modalities
-    )
+    hint = " A state from before `add_modality` lacks a column: start anew."
+    axes = {"batch": batch, "modalities": modalities}
+    expect_shape(OWNER, "state.present", state.present, axes, hint)
+    present = as_mask(OWNER, "state.present", state.present, device, **axes)
     return FusionState(state.context, mask, present)
 
 
@@ -272,15 +310,17 @@ def _check_mapping(
             f"{OWNER}: expected `{argument}` to map names to tensors, got {type(value).__name__}. "
             f"Write {argument}={{{next(iter(declared))!r}: ...}}."
         )
-    mapping = cast(Mapping[Any, object], value)
+    mapping = cast("Mapping[Any, object]", value)
     _check_names(argument, tuple(mapping), list(declared))
     return mapping
 
 
 def _check_names(argument: str, names: Sequence[object], declared: Sequence[str]) -> None:
-    unexpected = [name for name in names if name not in declared]
+    # Compared as strings only: an array is equal to nothing as a whole, and says so by an error.
+    given = {name for name in names if isinstance(name, str)}
+    unexpected = [name for name in names if not isinstance(name, str) or name not in declared]
     if unexpected:
-        missing = [name for name in declared if name not in names]
+        missing = [name for name in declared if name not in given]
         raise ShapeError(
             f"{OWNER}: expected `{argument}` to name modalities of {list(declared)}, "
             f"unexpected {unexpected}, missing {missing}."

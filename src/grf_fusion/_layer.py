@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from grf_fusion._attention import Attention
-from grf_fusion._masks import fill_masked
+from grf_fusion._attention import Attention, OneKeyAttention
+from grf_fusion._layout import Layout, Padded
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -18,9 +17,9 @@ class DecoderLayer(nn.Module):
 
     norm_first: bool
     activation: str
-    self_attn: Attention | None
+    self_attn: Attention | OneKeyAttention | None
     self_attn_norm: nn.LayerNorm | None
-    cross_attn: Attention
+    cross_attn: Attention | OneKeyAttention
     cross_attn_norm: nn.LayerNorm | None
     linear1: nn.Linear
     linear2: nn.Linear
@@ -44,15 +43,9 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
 
-        def attention(*, one_key: bool) -> Attention:
-            return Attention(
-                embed_dim,
-                num_heads=num_heads,
-                dropout=dropout,
-                one_key=one_key,
-                device=device,
-                dtype=dtype,
-            )
+        def attention(*, one_key: bool) -> Attention | OneKeyAttention:
+            kind = OneKeyAttention if one_key else Attention
+            return kind(embed_dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype)
 
         def norm() -> nn.LayerNorm:
             return nn.LayerNorm(embed_dim, device=device, dtype=dtype)
@@ -73,21 +66,23 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         memory: Tensor,
+        steps: Layout,
+        memory_steps: Layout,
         *,
-        mask: Tensor | None,
-        memory_mask: Tensor | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the enriched sequence and the weights of both attentions."""
+        """Return the enriched rows and the weights of both attentions."""
         self_weights = None
         if self.self_attn is not None and self.self_attn_norm is not None:
             query = self.self_attn_norm(x) if self.norm_first else x
-            read, self_weights = self.self_attn(query, query, mask=mask, need_weights=need_weights)
+            read, self_weights = self.self_attn(
+                query, query, steps, steps, need_weights=need_weights
+            )
             x = self._add(x, read, self.self_attn_norm)
         norm = self.cross_attn_norm if self.norm_first else None
         query = x if norm is None else norm(x)
         read, cross_weights = self.cross_attn(
-            query, memory, mask=memory_mask, need_weights=need_weights
+            query, memory, steps, memory_steps, need_weights=need_weights
         )
         x = self._add(x, read, self.cross_attn_norm)
         query = self.feedforward_norm(x) if self.norm_first else x
@@ -107,43 +102,41 @@ def run_layers(
     layers: nn.ModuleList,
     x: Tensor,
     memory: Tensor,
+    steps: Layout,
+    memory_steps: Layout,
     *,
-    mask: Tensor | None,
-    memory_mask: Tensor | None,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Run a stack; all its layers read the same memory.
 
     Args:
         layers: The stack of `DecoderLayer`.
-        x: ``(batch, time, dim)``: what the stack starts at.
-        memory: ``(batch, keys, dim)``: what it reads.
-        mask: ``(batch, time)``: real steps of ``x``, ``None`` for all.
-        memory_mask: ``(batch, keys)``: real steps of ``memory``, ``None`` for all.
-        need_weights: Also return the attention weights.
+        x: Rows that the stack starts at.
+        memory: Rows that it reads.
+        steps: Layout of ``x``.
+        memory_steps: Layout of ``memory``.
+        need_weights: Also return the attention weights; padded layouts only.
 
     Returns:
-        The enriched sequence, 0 at padded steps, and the weights of self-attention and
-        cross-attention, each ``(batch, layers, heads, queries, keys)`` or ``None``.
+        The enriched rows, and the weights of self-attention and cross-attention, each
+        ``(batch, layers, heads, queries, keys)`` or ``None``.
     """
     self_weights: list[Tensor] = []
     cross_weights: list[Tensor] = []
     for layer in layers:
-        x, of_self, of_cross = layer(
-            x, memory, mask=mask, memory_mask=memory_mask, need_weights=need_weights
-        )
+        x, of_self, of_cross = layer(x, memory, steps, memory_steps, need_weights=need_weights)
         if of_self is not None:
             self_weights.append(of_self)
         if of_cross is not None:
             cross_weights.append(of_cross)
-    return fill_masked(x, mask), _stack(self_weights, mask), _stack(cross_weights, mask)
+    return x, _stack(self_weights, steps), _stack(cross_weights, steps)
 
 
-def _stack(weights: list[Tensor], mask: Tensor | None) -> Tensor | None:
+def _stack(weights: list[Tensor], steps: Layout) -> Tensor | None:
     if not weights:
         return None
     stacked = torch.stack(weights, dim=1)
-    if mask is None:
+    if not isinstance(steps, Padded) or steps.mask is None:
         return stacked
     # Padded queries are nobody's steps; their weights would blur every average.
-    return stacked.masked_fill(rearrange(~mask, "batch queries -> batch 1 1 queries 1"), 0.0)
+    return stacked.masked_fill(~steps.mask[:, None, None, :, None], 0.0)

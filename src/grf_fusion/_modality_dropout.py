@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._masks import as_mask
-from grf_fusion._shapes import expect_probability
+from grf_fusion._shapes import ShapeError, expect_probability
 
 
 class ModalityDropout(nn.Module):
@@ -52,6 +52,11 @@ class ModalityDropout(nn.Module):
         present = as_mask(
             "ModalityDropout", "present", present, device, batch=None, modalities=None
         )
+        if present.shape[1] == 0:
+            raise ShapeError(
+                "ModalityDropout: expected `present` to have at least one modality, "
+                f"got {tuple(present.shape)}."
+            )
         if not self.training:
             return present
         luck = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)

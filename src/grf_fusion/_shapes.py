@@ -28,7 +28,7 @@ def describe_shape(axes: Mapping[str, int | None]) -> str:
 
 
 def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
-    """Refuse anything that is not a tensor, and return the tensor.
+    """Refuse anything that is not a dense tensor, and return the tensor.
 
     Raises:
         ShapeError: If it is something else.
@@ -37,13 +37,18 @@ def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a torch.Tensor, got {type(value).__name__}."
         )
+    if value.layout != torch.strided:
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to be a dense tensor, got layout {value.layout}. "
+            "Convert it with `.to_dense()`, or pad it."
+        )
     return value
 
 
 def expect_shape(
     owner: str, argument: str, tensor: Tensor, axes: Mapping[str, int | None], hint: str = ""
 ) -> None:
-    """Refuse a tensor whose axes differ from the named sizes, or that is empty along ``time``.
+    """Refuse a tensor whose axes differ from the named sizes.
 
     Args:
         owner: Class that refuses.
@@ -65,7 +70,15 @@ def expect_shape(
             f"{owner}: expected `{argument}` of shape {describe_shape(axes)}, "
             f"got {tuple(tensor.shape)}.{hint}"
         )
-    if "time" in axes and tensor.shape[list(axes).index("time")] == 0:
+
+
+def expect_steps(owner: str, argument: str, tensor: Tensor) -> None:
+    """Refuse a sequence ``(batch, time, dim)`` without steps.
+
+    Raises:
+        ShapeError: If ``time`` is 0.
+    """
+    if tensor.shape[1] == 0:
         raise ShapeError(
             f"{owner}: expected `{argument}` to have at least one step, got time=0. "
             "Give an absent sequence as one masked step."
@@ -85,13 +98,13 @@ def expect_floating(owner: str, argument: str, tensor: Tensor, like: Tensor) -> 
             f"{owner}: expected `{argument}` on device {like.device}, where the parameters are, "
             f"got {tensor.device}. Move one of them with `.to()`."
         )
-    castable = (torch.float32, torch.float16, torch.bfloat16)
-    if tensor.dtype == like.dtype or (
-        tensor.dtype in castable
-        and like.dtype in castable
-        and torch.is_autocast_enabled(like.device.type)
-    ):
+    if tensor.dtype == like.dtype:
         return
+    castable = (torch.float32, torch.float16, torch.bfloat16)
+    if tensor.dtype in castable and like.dtype in castable:
+        device = like.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return
     raise ShapeError(
         f"{owner}: expected `{argument}` of dtype {like.dtype}, as the parameters, "
         f"got {tensor.dtype}. Convert one of them with `.to()`."
@@ -139,6 +152,6 @@ def expect_choice(owner: str, argument: str, value: object, choices: Collection[
     Raises:
         ValueError: If it is not.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{owner}: expected `{argument}` to be one of {listed}, got {value!r}.")

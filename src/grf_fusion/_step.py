@@ -1,16 +1,17 @@
 """The recurrence itself: how one modality meets the context of every sample."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grf_fusion._block import SymmetricCrossAttentionBlock
 from grf_fusion._inputs import OWNER, Arrival, who_has
 from grf_fusion._masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._positions import sinusoidal_positions
-from grf_fusion._shapes import expect_shape
+from grf_fusion._shapes import ShapeError, expect_floating, expect_shape, expect_tensor
 from grf_fusion._state import FusionState
 
 Mode = Literal["pooled", "first_sequence", "sequence"]
@@ -97,7 +98,9 @@ def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: boo
     real = incoming.present.unsqueeze(1)
     if is_sequence and mode != "pooled":
         real = real.expand(incoming.projected.shape[:2]) if incoming.real is None else incoming.real
-        return FusionState(fill_masked(incoming.projected, real), real, seen)
+        # Autocast projects in half precision; a state has one dtype from its first step on.
+        context = fill_masked(incoming.projected, real).to(incoming.encoded.dtype)
+        return FusionState(context, real, seen)
     opener = fill_masked(masked_mean(incoming.encoded, incoming.mask).unsqueeze(1), real)
     return FusionState(opener if mode == "sequence" else opener.squeeze(1), real, seen)
 
@@ -125,7 +128,7 @@ def advance(
         The new state, its ``present`` as it was, and the gate, 0 where none was applied.
 
     Raises:
-        ShapeError: If a user's block or unit returns other shapes than it was given.
+        ShapeError: If a user's block or unit returns something else than ours would.
     """
     is_open = state.mask.any(dim=1)
     fuses = incoming.present & is_open
@@ -156,20 +159,22 @@ def _meet(
     is_sequence = state.context.ndim == 3
     encoded = encode(state.context if is_sequence else state.context.unsqueeze(1))
     readable = unmask_empty(state.mask) if is_sequence else None
-    enriched, update = block(
-        encoded, incoming.encoded, context_mask=readable, modality_mask=incoming.mask
+    # Our own block leaves an empty sequence out; nobody else's has to know that there is such.
+    mask = incoming.real if isinstance(block, SymmetricCrossAttentionBlock) else incoming.mask
+    enriched, update = _pair(
+        "block()",
+        block(encoded, incoming.encoded, context_mask=readable, modality_mask=mask),
+        (encoded, incoming.encoded),
     )
-    _expect_like("block()[0]", enriched, encoded)
-    _expect_like("block()[1]", update, incoming.encoded)
     update = masked_mean(update, incoming.mask)
     if mode == "sequence":
-        fused, gate = unit(enriched, update.unsqueeze(1).expand_as(enriched), return_gate=True)
-        _expect_like("unit()[0]", fused, enriched)
-        _expect_like("unit()[1]", gate, enriched)
+        broadcast = update.unsqueeze(1).expand_as(enriched)
+        fused, gate = _pair(
+            "unit()", unit(enriched, broadcast, return_gate=True), (enriched, enriched)
+        )
         return Met(fill_masked(fused, state.mask), state.context, masked_mean(gate, state.mask))
-    fused, gate = unit(masked_mean(enriched, readable), update, return_gate=True)
-    _expect_like("unit()[0]", fused, update)
-    _expect_like("unit()[1]", gate, update)
+    pooled = masked_mean(enriched, readable)
+    fused, gate = _pair("unit()", unit(pooled, update, return_gate=True), (pooled, pooled))
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, state.mask) if is_sequence else state.context
     return Met(fused, held, gate)
@@ -180,6 +185,19 @@ def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     return torch.where(condition.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, other)
 
 
-def _expect_like(argument: str, value: Tensor, like: Tensor) -> None:
-    axes = ("batch", "dim") if like.ndim == 2 else ("batch", "time", "dim")
-    expect_shape(OWNER, argument, value, dict(zip(axes, like.shape, strict=True)))
+def _pair(call: str, value: object, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Refuse what a user's own block or unit may not return."""
+    if not isinstance(value, tuple) or len(cast("tuple[object, ...]", value)) != 2:
+        raise ShapeError(
+            f"{OWNER}: expected `{call}` to return a pair of tensors, as our own does, "
+            f"got {type(cast(object, value)).__name__}."
+        )
+    first, second = (
+        expect_tensor(OWNER, f"{call}[{i}]", tensor)
+        for i, tensor in enumerate(cast("tuple[object, object]", value))
+    )
+    for i, (tensor, like) in enumerate(zip((first, second), given, strict=True)):
+        axes = ("batch", "dim") if like.ndim == 2 else ("batch", "time", "dim")
+        expect_shape(OWNER, f"{call}[{i}]", tensor, dict(zip(axes, like.shape, strict=True)))
+        expect_floating(OWNER, f"{call}[{i}]", tensor, like)
+    return first, second

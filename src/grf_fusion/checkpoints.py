@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from grf_fusion._fusion import GatedRecurrentFusion
@@ -11,6 +12,7 @@ __all__ = ["load_author_checkpoint"]
 
 OWNER = "load_author_checkpoint"
 HEADS = ("regressor.", "auxiliary_regressor.")
+IN_PROJ = {"weight": "(three out) dim -> three out dim", "bias": "(three out) -> three out"}
 
 
 def load_author_checkpoint(
@@ -38,7 +40,12 @@ def load_author_checkpoint(
             ``num_heads`` does not divide the width. Nothing is built then.
     """
     names = _check_order(order)
-    weights = {key: value for key, value in state_dict.items() if not key.startswith(HEADS)}
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"{OWNER}: expected `state_dict` to map names to tensors, "
+            f"got {type(state_dict).__name__}."
+        )
+    weights = {key: value for key, value in state_dict.items() if not str(key).startswith(HEADS)}
     dim = _axis(weights, f"projectors.{names[0]}.weight", 0)
     hidden = _axis(weights, "fusion_encoders.0.decoder_1.layers.0.linear1.weight", 0)
     sizes = {name: _axis(weights, f"projectors.{name}.weight", 1) for name in names}
@@ -62,7 +69,8 @@ def load_author_checkpoint(
 
 
 def _check_order(order: Sequence[str]) -> list[str]:
-    names = [] if isinstance(order, str) else list(order)
+    usable = isinstance(order, Sequence) and all(isinstance(name, str) for name in order)
+    names = list(order) if usable and not isinstance(order, str) else []
     if len(names) < 2 or len(set(names)) != len(names):
         raise ValueError(
             f"{OWNER}: expected `order` to name at least two different modalities, got {order!r}."
@@ -123,10 +131,18 @@ def _check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[in
             f"{OWNER}: expected `state_dict` to hold the authors' names, "
             f"missing {missing}, unexpected {unexpected}."
         )
+    first = next(iter(expected))
+    like = weights[first]
     for key, shape in expected.items():
-        if _describe(weights[key]) != str(shape):
+        value = weights[key]
+        if _describe(value) != str(shape):
+            raise ValueError(f"{OWNER}: expected {key!r} of shape {shape}, got {_describe(value)}.")
+        if not value.is_floating_point():
+            raise ValueError(f"{OWNER}: expected {key!r} to be floating-point, got {value.dtype}.")
+        if value.dtype != like.dtype or value.device != like.device:
             raise ValueError(
-                f"{OWNER}: expected {key!r} of shape {shape}, got {_describe(weights[key])}."
+                f"{OWNER}: expected {key!r} to be {like.dtype} on {like.device}, as {first!r}, "
+                f"got {value.dtype} on {value.device}."
             )
 
 
@@ -145,8 +161,10 @@ def _convert(
                 ours = f"blocks.{name}.{stack}.{layer}"
                 theirs = f"fusion_encoders.{step}.{decoder}.layers.{layer}"
                 for own, their in (("self_attn", "self_attn"), ("cross_attn", "multihead_attn")):
-                    matrices = weights[f"{theirs}.{their}.in_proj_weight"].chunk(3)
-                    biases = weights[f"{theirs}.{their}.in_proj_bias"].chunk(3)
+                    matrices, biases = (
+                        rearrange(weights[f"{theirs}.{their}.in_proj_{kind}"], pattern, three=3)
+                        for kind, pattern in IN_PROJ.items()
+                    )
                     for projection, matrix in zip(("q", "k", "v"), matrices, strict=True):
                         yield f"{ours}.{own}.{projection}_proj.weight", matrix
                     yield f"{ours}.{own}.q_proj.bias", biases[0]

@@ -1,0 +1,197 @@
+"""Short-cuts that change what is computed and not what comes out: packing, one query, one key."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import strategies
+from grf_fusion import (
+    GatedRecurrentFusion,
+    SymmetricCrossAttentionBlock,
+    mask_from_lengths,
+)
+from grf_fusion import _block as block_module
+from properties import assert_close
+from strategies import FusionCall
+
+DIM, HEADS = 15, 3
+# One short and one long sequence: below and above the length at which samples are grouped.
+TIMES = pytest.mark.parametrize("times", [(5, 11), (11, 70), (131, 7)], ids=str)
+
+
+@contextmanager
+def counted_packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Collect the number of rows of every sequence that is packed."""
+    rows: list[int] = []
+    lay_out = block_module.lay_out
+
+    def counting(steps: Tensor, mask: Tensor | None) -> Any:
+        layout = lay_out(steps, mask)
+        rows.append(len(layout.place))
+        return layout
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block_module, "lay_out", counting)
+        yield rows
+
+
+def make_block(**options: Any) -> SymmetricCrossAttentionBlock:
+    torch.manual_seed(1)
+    return SymmetricCrossAttentionBlock(
+        DIM, num_heads=HEADS, num_layers=2, dtype=torch.float64, **options
+    )
+
+
+def gradients(module: nn.Module, outputs: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Any:
+    """Gradients of a loss that weighs every entry differently, by name."""
+    generator = torch.Generator().manual_seed(3)
+    loss = sum(
+        (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
+        for out in outputs
+    )
+    named = dict(module.named_parameters()) | inputs
+    found = torch.autograd.grad(loss, list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+@TIMES
+@pytest.mark.parametrize("pattern", ["padded", "holes", "some empty", "all empty"])
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_packed_block_equals_padded(times: tuple[int, int], pattern: str, norm_first: bool) -> None:
+    batch = 4
+    inputs = {
+        name: torch.randn(batch, time, DIM, dtype=torch.float64, requires_grad=True)
+        for name, time in zip(("context", "modality"), times, strict=True)
+    }
+    masks: dict[str, Tensor] = {}
+    for name, time in zip(("context", "modality"), times, strict=True):
+        masks[name] = mask_from_lengths(torch.tensor([time, 1, time // 2, 2]), time)
+        if pattern == "holes":
+            masks[name] = torch.rand(batch, time) < 0.5
+        if pattern == "some empty":
+            masks[name][0 if name == "context" else 2] = False
+    if pattern == "all empty":
+        masks["modality"][:] = False
+    found = []
+    for packing in (False, True):
+        block = make_block(packing=packing, norm_first=norm_first)
+        outputs = block(
+            inputs["context"],
+            inputs["modality"],
+            context_mask=masks["context"],
+            modality_mask=masks["modality"],
+        )
+        names = dict(zip(("context", "modality"), outputs, strict=True))
+        found.append((names, gradients(block, outputs, inputs)))
+    (padded, padded_gradients), (packed, packed_gradients) = found
+    assert_close(packed, padded)
+    assert_close(packed_gradients, padded_gradients)
+
+
+@settings(max_examples=60)
+@given(strategies.fusion_calls())
+def test_packed_fusion_equals_padded(call: FusionCall) -> None:
+    results = []
+    for packing in (False, True):
+        torch.manual_seed(call.seed)
+        fusion = GatedRecurrentFusion(**call.config.kwargs(), packing=packing, dtype=torch.float64)
+        features = {
+            name: None if value is None else value.double() for name, value in call.features.items()
+        }
+        context, trace = fusion(
+            features,
+            masks=call.masks,
+            present=call.present,
+            order=call.order,
+            return_trace=True,
+        )
+        results.append({"context": context, "contexts": trace.contexts, "gates": trace.gates})
+    assert_close(results[1], results[0])
+
+
+def test_only_real_steps_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = mask_from_lengths(torch.tensor([11, 2, 0]), 11)
+    context, modality = torch.randn(3, 1, DIM).double(), torch.randn(3, 11, DIM).double()
+    with counted_packings(monkeypatch) as rows:
+        make_block()(context, modality, modality_mask=mask)
+        assert rows == [13]
+        make_block()(modality, context, context_mask=mask)
+        assert sorted(rows[1:]) == [3, 13]
+
+
+def test_packing_is_where_it_pays_or_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, modality = torch.randn(3, 1, DIM).double(), torch.randn(3, 20, DIM).double()
+    full, nearly = torch.ones(3, 20).bool(), mask_from_lengths(torch.tensor([20, 20, 17]), 20)
+    padded = mask_from_lengths(torch.tensor([20, 9, 3]), 20)
+    with counted_packings(monkeypatch) as rows:
+        for mask in (None, full, nearly):
+            make_block()(context, modality, modality_mask=mask)
+        make_block(packing=False)(context, modality, modality_mask=padded)
+        make_block()(context, modality, modality_mask=padded, need_weights=True)
+        assert rows == []
+        make_block(packing=True)(context, modality, modality_mask=nearly)
+        make_block(packing=True)(context, modality)
+        assert rows == [57, 60]
+
+
+@pytest.mark.parametrize("packing", ["auto", True])
+def test_values_of_meta_tensors_are_not_asked_for(packing: Any) -> None:
+    block = SymmetricCrossAttentionBlock(DIM, num_heads=HEADS, packing=packing, device="meta")
+    context = torch.empty(3, 5, DIM, device="meta")
+    mask = torch.empty(3, 5, dtype=torch.bool, device="meta")
+    assert block(context, context, context_mask=mask, modality_mask=mask)[0].shape == (3, 5, DIM)
+
+
+class Doubled(nn.Linear):
+    """An adapted layer: what it computes is not what its weight says."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return twice the projection."""
+        return 2 * super().forward(features)
+
+
+@pytest.mark.parametrize("name", ["k_proj", "v_proj"])
+def test_an_adapted_projection_is_called_and_not_folded(name: str) -> None:
+    block = make_block(pooled_context=True)
+    context, modality = torch.randn(3, 1, DIM).double(), torch.randn(3, 11, DIM).double()
+    attention = block.context_layers[0].cross_attn
+    plain = getattr(attention, name)
+    adapted = Doubled(DIM, DIM, bias=plain.bias is not None, dtype=torch.float64)
+    adapted.load_state_dict(plain.state_dict())
+    setattr(attention, name, adapted)
+    called = block(context, modality)[0]
+    with torch.no_grad():
+        plain.weight.mul_(2)
+        if plain.bias is not None:
+            plain.bias.mul_(2)
+    setattr(attention, name, plain)
+    folded = block(context, modality)[0]
+    assert_close({"context": called}, {"context": folded})
+
+
+def flops(time: int, **options: Any) -> int:
+    """Operations of matrix products in one forward pass of a one-layer block."""
+    block = SymmetricCrossAttentionBlock(
+        16, num_heads=4, dim_feedforward=8, symmetric=False, pooled_context=True, **options
+    )
+    with FlopCounterMode(display=False) as counter:
+        block(torch.randn(2, 1, 16), torch.randn(2, time, 16))
+    return counter.get_total_flops()
+
+
+def test_one_query_never_projects_what_it_reads() -> None:
+    """A further step costs each head a score and a share of the sum, 2 * 2 * dim a sample."""
+    batch, heads, dim = 2, 4, 16
+    assert flops(31) - flops(30) == batch * heads * 2 * 2 * dim
+
+
+@pytest.mark.parametrize("packing", ["yes", None, 1])
+def test_wrong_packing_is_refused(packing: Any) -> None:
+    with pytest.raises(ValueError, match=f"`packing` to be 'auto', True or False, got {packing!r}"):
+        make_block(packing=packing)
