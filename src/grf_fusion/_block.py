@@ -32,11 +32,7 @@ def check_block_options(
     activation: str,
     packing: bool | Literal["auto"],
 ) -> None:
-    """Refuse what no `SymmetricCrossAttentionBlock` can be built from.
-
-    Raises:
-        ValueError: As its docstring says.
-    """
+    """Refuse, with ValueError, what no `SymmetricCrossAttentionBlock` can be built from."""
     expect_size(OWNER, "embed_dim", embed_dim)
     expect_size(OWNER, "num_heads", num_heads)
     expect_size(OWNER, "num_layers", num_layers)

@@ -19,11 +19,7 @@ OWNER = "GatedFusionUnit"
 
 
 def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> None:
-    """Refuse what no `GatedFusionUnit` can be built from.
-
-    Raises:
-        ValueError: As its docstring says.
-    """
+    """Refuse, with ValueError, what no `GatedFusionUnit` can be built from."""
     expect_size(OWNER, "embed_dim", embed_dim)
     expect_probability(OWNER, "dropout", dropout)
     if (
