@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -254,13 +255,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many models to train")
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--quick", action="store_true", help="a smoke test: trains too little")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="more rarely pays here")
     options = parser.parse_args()
     if min(options.seeds, options.epochs, options.threads) < 1:
         parser.error("--seeds, --epochs and --threads take a number from 1 up")
     seeds, epochs = (1, 3) if options.quick else (options.seeds, options.epochs)
     start = time.perf_counter()
     torch.set_num_threads(options.threads)
+    threadpool_limits(options.threads)  # scikit-learn's; on busy cores more of them only wait
     cycles = load(options.data)
     sizes = "/".join(str(len(part)) for part in cycles.parts)
     print(f"{len(SENSORS)} sensors, {sizes} cycles to train, validate and test on")

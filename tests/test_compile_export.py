@@ -277,6 +277,8 @@ class TestSizesThatPyTorchTakesToBeSpecial:
         assert graphs() == 3
 
 
+# What torch 2.6 says of its own settings when it looks for a compiled graph in its cache.
+@pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles_inline:UserWarning")
 class TestInductor:
     """The default backend computes the same, forwards and backwards."""
 
@@ -289,7 +291,8 @@ class TestInductor:
             found, expected = fast(**call), fusion(**call)
             assert_same({"": found}, {"": expected})
             assert_same(gradients(fusion, found), gradients(fusion, expected))
-        assert graphs() == 1
+        # The pattern matcher of torch 2.6 wants sizes that are equal to be a graph of their own.
+        assert graphs() == (2 if torch.__version__.startswith("2.6.") else 1)
 
 
 def round_trip(program: torch.export.ExportedProgram) -> nn.Module:
