@@ -168,6 +168,12 @@ class TestFeatures:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             refused(lambda: fusion(given), FUSION, "features['text']", "got torch.float64")
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_accepts_half_precision(self, dtype: torch.dtype):
+        fusion, given = make_fusion(), features(text=torch.ones(2, 4, 7, dtype=dtype))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert fusion(given).isfinite().all()
+
     def test_dtype_on_a_device_without_autocast(self):
         fusion = make_fusion(device="meta")
         given = {"text": torch.ones(2, 4, 7, dtype=torch.float16, device="meta")}

@@ -21,7 +21,6 @@ from grf_fusion._inputs import (
     check_order,
     check_part,
     check_present,
-    check_state,
     who_has,
 )
 from grf_fusion._masks import masked_mean
@@ -31,7 +30,7 @@ from grf_fusion._shapes import (
     expect_probability,
     expect_size,
 )
-from grf_fusion._state import FusionState, FusionTrace
+from grf_fusion._state import FusionState, FusionTrace, check_state
 from grf_fusion._step import add_positions, advance, open_chain, receive
 
 SETTINGS = (
@@ -553,6 +552,7 @@ class GatedRecurrentFusion(nn.Module):
 
     def _check_state(self, state: object) -> FusionState:
         return check_state(
+            OWNER,
             state,
             context=self.context,
             dim=self.embed_dim,

@@ -15,7 +15,6 @@ from grf_fusion._shapes import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._state import FusionState
 
 OWNER = "GatedRecurrentFusion"
 
@@ -257,49 +256,6 @@ def check_present(present: object, *, batch: int, device: torch.device, **axes: 
         ShapeError: If it is not a bool or integer 0/1 tensor of shape ``(batch, **axes)``.
     """
     return as_mask(OWNER, "present", present, device, batch=batch, **axes)
-
-
-def check_state(
-    state: object, *, context: str, dim: int, modalities: int, like: Tensor
-) -> FusionState:
-    """Check a state that the caller kept.
-
-    Args:
-        state: The value.
-        context: Context mode of the module.
-        dim: Width of the context.
-        modalities: Number of declared modalities.
-        like: Parameter that tells dtype and device.
-
-    Returns:
-        The state.
-
-    Raises:
-        ShapeError: If it does not come from such a module.
-    """
-    if not isinstance(state, FusionState):
-        raise ShapeError(
-            f"{OWNER}: expected `state` to be a FusionState, got {type(state).__name__}. "
-            "Rebuild one from saved tensors with `FusionState(*tensors)`."
-        )
-    for field, value in zip(FusionState._fields, state, strict=True):
-        expect_tensor(OWNER, f"state.{field}", value)
-    vector = context == "pooled" or (context == "first_sequence" and state.context.ndim == 2)
-    if vector:
-        expect_shape(OWNER, "state.context", state.context, {"batch": None, "dim": dim})
-    else:
-        axes = {"batch": None, "time": None, "dim": dim}
-        expect_shape(OWNER, "state.context", state.context, axes)
-        expect_steps(OWNER, "state.context", state.context)
-    expect_floating(OWNER, "state.context", state.context, like)
-    batch, device = state.context.shape[0], state.context.device
-    time = 1 if vector else state.context.shape[1]
-    mask = as_mask(OWNER, "state.mask", state.mask, device, batch=batch, time=time)
-    hint = " A state from before `add_modality` lacks a column: start anew."
-    axes = {"batch": batch, "modalities": modalities}
-    expect_shape(OWNER, "state.present", state.present, axes, hint)
-    present = as_mask(OWNER, "state.present", state.present, device, **axes)
-    return FusionState(state.context, mask, present)
 
 
 def _check_mapping(

@@ -26,10 +26,6 @@ class Padded(NamedTuple):
     mask: Tensor | None
     one_step: bool = False
 
-    def pack(self, steps: Tensor) -> Tensor:
-        """Return the rows, with 0 in padding."""
-        return fill_masked(steps, self.mask)
-
     def unpack(self, rows: Tensor) -> Tensor:
         """Return ``(batch, time, dim)`` with 0 in padding."""
         return fill_masked(rows, self.mask)

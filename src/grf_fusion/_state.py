@@ -4,6 +4,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from grf_fusion._masks import as_mask
+from grf_fusion._shapes import (
+    ShapeError,
+    expect_floating,
+    expect_shape,
+    expect_steps,
+    expect_tensor,
+)
+
 
 class FusionState(NamedTuple):
     """What a `GatedRecurrentFusion` knows after some modalities.
@@ -39,3 +48,47 @@ class FusionTrace(NamedTuple):
     gates: Tensor
     present: Tensor
     order: tuple[str, ...]
+
+
+def check_state(
+    owner: str, state: object, *, context: str, dim: int, modalities: int, like: Tensor
+) -> FusionState:
+    """Check a state that the caller kept.
+
+    Args:
+        owner: Class that refuses.
+        state: The value.
+        context: Context mode of the module.
+        dim: Width of the context.
+        modalities: Number of declared modalities.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        The state.
+
+    Raises:
+        ShapeError: If it does not come from such a module.
+    """
+    if not isinstance(state, FusionState):
+        raise ShapeError(
+            f"{owner}: expected `state` to be a FusionState, got {type(state).__name__}. "
+            "Rebuild one from saved tensors with `FusionState(*tensors)`."
+        )
+    for field, value in zip(FusionState._fields, state, strict=True):
+        expect_tensor(owner, f"state.{field}", value)
+    vector = context == "pooled" or (context == "first_sequence" and state.context.ndim == 2)
+    if vector:
+        expect_shape(owner, "state.context", state.context, {"batch": None, "dim": dim})
+    else:
+        axes = {"batch": None, "time": None, "dim": dim}
+        expect_shape(owner, "state.context", state.context, axes)
+        expect_steps(owner, "state.context", state.context)
+    expect_floating(owner, "state.context", state.context, like)
+    batch, device = state.context.shape[0], state.context.device
+    time = 1 if vector else state.context.shape[1]
+    mask = as_mask(owner, "state.mask", state.mask, device, batch=batch, time=time)
+    hint = " A state from before `add_modality` lacks a column: start anew."
+    axes = {"batch": batch, "modalities": modalities}
+    expect_shape(owner, "state.present", state.present, axes, hint)
+    present = as_mask(owner, "state.present", state.present, device, **axes)
+    return FusionState(state.context, mask, present)
