@@ -799,6 +799,13 @@ class TestConstructors:
         with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
             GatedRecurrentFusion({"text": 7}, **kwargs)
 
+    @pytest.mark.parametrize("value", ["linear", None, 1])
+    @pytest.mark.parametrize("name", ["norm_first", "self_attention", "symmetric", "share_weights"])
+    def test_a_switch_is_true_or_false(self, name: str, value: Any):
+        match = rf"`{name}` to be True or False, got {value!r}\."
+        with pytest.raises(ValueError, match=match), NothingComputed():
+            make_fusion(**{name: value})
+
     @pytest.mark.parametrize(
         ("options", "argument"),
         rows(

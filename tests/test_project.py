@@ -42,7 +42,7 @@ LAYERS = {
 }
 MOST_LINES = 320
 # The public interface itself: its docstrings and overloads are more than half of it.
-LONGER = {"_fusion": 620}
+LONGER = {"_fusion": 630}
 
 
 def sources() -> dict[str, str]:

@@ -11,6 +11,7 @@ from grf_fusion._layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._masks import as_mask, fill_masked
 from grf_fusion._shapes import (
     expect_choice,
+    expect_flag,
     expect_floating,
     expect_probability,
     expect_shape,
@@ -30,6 +31,9 @@ def check_block_options(
     dim_feedforward: int | None,
     dropout: float,
     activation: str,
+    norm_first: bool,
+    self_attention: bool,
+    symmetric: bool,
     packing: bool | Literal["auto"],
 ) -> None:
     """Refuse, with ValueError, what no `SymmetricCrossAttentionBlock` can be built from."""
@@ -45,6 +49,9 @@ def check_block_options(
         )
     expect_probability(OWNER, "dropout", dropout)
     expect_choice(OWNER, "activation", activation, ACTIVATIONS)
+    expect_flag(OWNER, "norm_first", norm_first)
+    expect_flag(OWNER, "self_attention", self_attention)
+    expect_flag(OWNER, "symmetric", symmetric)
     if not isinstance(packing, bool) and packing != "auto":
         raise ValueError(
             f"{OWNER}: expected `packing` to be 'auto', True or False, got {packing!r}."
@@ -92,14 +99,16 @@ class SymmetricCrossAttentionBlock(nn.Module):
             other, and each sample attends by itself. Equal to the padded way to rounding.
             ``"auto"``: on the CPU, where more than a tenth of the steps are padding. Never under
             `torch.compile` and `torch.export`, nor with ``need_weights=True``. On other devices
-            ``True`` waits for the device at every call.
+            ``True`` waits for the device at every call. The numbers drawn for dropout are not
+            those of the padded way. Under `torch.func.vmap`, which cannot ask how much is padding,
+            give ``False``.
         device: Where to make the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
         ValueError: If a size is not a positive integer, ``num_heads`` does not divide
-            ``embed_dim``, ``dropout`` is not in [0, 1), or ``activation`` or ``packing`` is
-            unknown.
+            ``embed_dim``, ``dropout`` is not in [0, 1), ``activation`` or ``packing`` is unknown,
+            or a switch is neither True nor False.
 
     Examples:
         >>> block = SymmetricCrossAttentionBlock(8, num_heads=2)
@@ -139,6 +148,9 @@ class SymmetricCrossAttentionBlock(nn.Module):
             dim_feedforward=dim_feedforward,
             dropout=dropout,
             activation=activation,
+            norm_first=norm_first,
+            self_attention=self_attention,
+            symmetric=symmetric,
             packing=packing,
         )
         hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
@@ -285,13 +297,10 @@ class SymmetricCrossAttentionBlock(nn.Module):
         expect_floating(owner, "context", context, weight)
         expect_floating(owner, "modality", modality, weight)
 
-        def check(argument: str, mask: Tensor | None, sequence: Tensor) -> Tensor | None:
-            if mask is None:
-                return None
-            time = sequence.shape[1]
-            return as_mask(owner, argument, mask, sequence.device, batch=batch, time=time)
-
-        return (
-            check("context_mask", context_mask, context),
-            check("modality_mask", modality_mask, modality),
-        )
+        if context_mask is not None:
+            axes = {"batch": batch, "time": context.shape[1]}
+            context_mask = as_mask(owner, "context_mask", context_mask, context.device, **axes)
+        if modality_mask is not None:
+            axes = {"batch": batch, "time": modality.shape[1]}
+            modality_mask = as_mask(owner, "modality_mask", modality_mask, context.device, **axes)
+        return context_mask, modality_mask

@@ -27,6 +27,7 @@ from grf_fusion._masks import masked_mean
 from grf_fusion._shapes import (
     ShapeError,
     expect_choice,
+    expect_flag,
     expect_probability,
     expect_size,
 )
@@ -178,6 +179,7 @@ class GatedRecurrentFusion(nn.Module):
         expect_probability(OWNER, "dropout", dropout)
         expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
         expect_choice(OWNER, "opening", opening, ("first", "learned"))
+        expect_flag(OWNER, "share_weights", share_weights)
         if opening == "learned" and context != "pooled":
             raise ValueError(
                 f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
@@ -191,6 +193,9 @@ class GatedRecurrentFusion(nn.Module):
                 dim_feedforward=dim_feedforward,
                 dropout=dropout,
                 activation=activation,
+                norm_first=norm_first,
+                self_attention=self_attention,
+                symmetric=symmetric,
                 packing=packing,
             )
         else:
@@ -409,7 +414,7 @@ class GatedRecurrentFusion(nn.Module):
             batch = arrival.features.shape[0]
         if present is not None:
             here = check_present(present, batch=batch, device=like.device)
-            arrival = arrival._replace(present=here)
+            arrival = Arrival(arrival.features, arrival.mask, here)
         state, gate = self._advance(state, name, arrival, batch)
         return (state, gate) if return_gate else state
 
@@ -595,7 +600,7 @@ class GatedRecurrentFusion(nn.Module):
             state = FusionState(self.initial_context.expand(batch, -1), is_open, seen)
         block, unit = self._parts(name)
         state, gate = advance(state, incoming, block, unit, encode=self._encode, mode=self.context)
-        return state._replace(present=seen), gate
+        return FusionState(state.context, state.mask, seen), gate
 
     def _encode(self, sequence: Tensor) -> Tensor:
         return self.position_dropout(add_positions(sequence, self._reference()))

@@ -176,7 +176,7 @@ class GatedFusionUnit(nn.Module):
                 f"got {tuple(state.shape)}."
             )
         names = ("batch", "time") if state.ndim <= 3 else [f"axis_{i}" for i in range(state.ndim)]
-        axes = dict(zip(names, state.shape[:-1], strict=False))
+        axes = dict(zip(names[: state.ndim - 1], state.shape[:-1], strict=True))
         expect_shape(owner, "update", update, {**axes, "dim": self.embed_dim})
         expect_floating(owner, "state", state, self.linear.weight)
         expect_floating(owner, "update", update, self.linear.weight)

@@ -244,7 +244,7 @@ def check_call(
         return arrivals, batch
     columns = check_present(present, batch=batch, device=like.device, modalities=len(declared))
     return {
-        name: arrival._replace(present=column)
+        name: Arrival(arrival.features, arrival.mask, column)
         for (name, arrival), column in zip(arrivals.items(), columns.unbind(1), strict=True)
     }, batch
 

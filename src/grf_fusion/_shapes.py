@@ -146,6 +146,16 @@ def expect_probability(owner: str, argument: str, value: float) -> None:
         )
 
 
+def expect_flag(owner: str, argument: str, value: object) -> None:
+    """Refuse an option that is not True or False.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: expected `{argument}` to be True or False, got {value!r}.")
+
+
 def expect_choice(owner: str, argument: str, value: object, choices: Collection[str]) -> None:
     """Refuse an option that is not one of the choices.
 

@@ -1,0 +1,11 @@
+"""Benchmarks of grf-fusion against its peers; not part of the package.
+
+They need tqdm and matplotlib (the `examples` extra); `pip install x-transformers perceiver-pytorch`
+brings the peers that are packages. Run on a machine that does nothing else:
+
+    python -m benchmarks.speed --json default.json
+    python -m benchmarks.speed --allocator keep --only A,B --json keep.json
+    python -m benchmarks.speed --compile --json compiled.json
+    python -m benchmarks.report default.json
+    python -m benchmarks.plots default.json docs/assets
+"""
