@@ -29,7 +29,7 @@ from grf_fusion import (
 )
 from grf_fusion._attention import Attention, OneKeyAttention
 from grf_fusion._layout import Padded
-from properties import NAN, Case, assert_same_bits, build, fusion_case
+from properties import NAN, Case, assert_same_bits, build, fusion_case, really_present
 from strategies import FusionCall
 
 QUICK = settings(max_examples=40)
@@ -818,6 +818,15 @@ def test_chain_properties_thoroughly(data: st.DataObject) -> None:
     properties.assert_ways_of_absence_agree(fusion, call, name, gone)
     assume("new" not in call.config.modalities)
     properties.assert_addition_changes_nothing(fusion, call, "new", 23)
+
+
+@each_configuration
+def test_saying_that_all_are_present_changes_no_bit(options: dict[str, Any]) -> None:
+    call = prime_call(**options)
+    everybody = torch.ones_like(really_present(call))
+    silent = fusion_case(dataclasses.replace(call, present=None)).outputs()
+    said = fusion_case(dataclasses.replace(call, present=everybody)).outputs()
+    assert_same_bits(said, silent)
 
 
 # 13. Derivatives, autocast, copies, moves

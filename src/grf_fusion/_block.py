@@ -242,11 +242,11 @@ class SymmetricCrossAttentionBlock(nn.Module):
         # While tracing only what is so by construction is known.
         tracing = torch.compiler.is_compiling()
         one_step = self.pooled_context if tracing else context.shape[1] == 1
+        packed = not need_weights and self.packs(context, context_mask, modality_mask)
         ours: Layout = Padded(context_mask, one_step=one_step)
         theirs: Layout = Padded(modality_mask)
         memory, memory_steps = modality, theirs
-        masks = (modality_mask,) if one_step else (context_mask, modality_mask)
-        if not (need_weights or tracing) and worth_packing(masks, packing=self.packing):
+        if packed:
             theirs = lay_out(modality, modality_mask)
             modality = theirs.pack(modality)
             if not one_step:
@@ -267,6 +267,24 @@ class SymmetricCrossAttentionBlock(nn.Module):
             return new_context, new_modality
         weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)
         return new_context, new_modality, weights
+
+    def packs(
+        self, context: Tensor, context_mask: Tensor | None, modality_mask: Tensor | None
+    ) -> bool:
+        """Tell whether a call computes real steps only; decided by data, so never while tracing.
+
+        Args:
+            context: The context's sequence.
+            context_mask: Its real steps, bool.
+            modality_mask: The modality's real steps, bool.
+
+        Returns:
+            Whether the steps are packed.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
+        return worth_packing(masks, packing=self.packing)
 
     def extra_repr(self) -> str:
         """Show the sizes."""

@@ -159,8 +159,13 @@ def _meet(
     is_sequence = state.context.ndim == 3
     encoded = encode(state.context if is_sequence else state.context.unsqueeze(1))
     readable = unmask_empty(state.mask) if is_sequence else None
-    # Our own block leaves an empty sequence out; nobody else's has to know that there is such.
-    mask = incoming.real if isinstance(block, SymmetricCrossAttentionBlock) else incoming.mask
+    # Where steps are packed an empty sequence costs nothing; elsewhere no block ever meets one, and
+    # saying that everybody is present changes no bit.
+    mask = incoming.mask
+    if isinstance(block, SymmetricCrossAttentionBlock) and block.packs(
+        encoded, readable, incoming.real
+    ):
+        mask = incoming.real
     enriched, update = _pair(
         "block()",
         block(encoded, incoming.encoded, context_mask=readable, modality_mask=mask),
