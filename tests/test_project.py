@@ -41,8 +41,8 @@ LAYERS = {
     "__init__": 9,
 }
 MOST_LINES = 320
-# The public interface itself: its docstrings and overloads are more than half of it.
-LONGER = {"_fusion": 630}
+# The public interface itself: docstrings and overloads are more than half of these.
+LONGER = {"_block": 330, "_fusion": 630}
 
 
 def sources() -> dict[str, str]:
