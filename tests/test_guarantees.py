@@ -824,9 +824,20 @@ def test_chain_properties_thoroughly(data: st.DataObject) -> None:
 def test_saying_that_all_are_present_changes_no_bit(options: dict[str, Any]) -> None:
     call = prime_call(**options)
     everybody = torch.ones_like(really_present(call))
-    silent = fusion_case(dataclasses.replace(call, present=None)).outputs()
-    said = fusion_case(dataclasses.replace(call, present=everybody)).outputs()
-    assert_same_bits(said, silent)
+    said_call = dataclasses.replace(call, masks=None, present=everybody)
+    silent = fusion_case(dataclasses.replace(said_call, present=None)).outputs()
+    assert_same_bits(fusion_case(said_call).outputs(), silent)
+    # Whether a needless mask rounds otherwise depends on the kernel: none may get there at all.
+    fusion, masks = build(said_call), []
+    for block in fusion.modules():
+        if isinstance(block, SymmetricCrossAttentionBlock):
+            block.register_forward_pre_hook(
+                lambda _block, _args, options: masks.append(options["modality_mask"]),
+                with_kwargs=True,
+            )
+    fusion(said_call.features, present=everybody)
+    assert masks
+    assert all(mask is None for mask in masks)
 
 
 # 13. Derivatives, autocast, copies, moves

@@ -20,7 +20,7 @@ class Padded(NamedTuple):
 
     Attributes:
         mask: ``(batch, time)`` bool: real steps, ``None`` for all.
-        one_step: Whether time is 1 by construction.
+        one_step: Whether time is known to be 1; while tracing, only by construction.
     """
 
     mask: Tensor | None
