@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,6 +25,11 @@ from grf_fusion import (
     GatedFusionUnit,
     GatedRecurrentFusion,
     SymmetricCrossAttentionBlock,
+    _attention,
+    _dropout,
+    _dropped_attention,
+    _feedforward,
+    _layout,
 )
 from grf_fusion.baselines import (
     ConcatFusion,
@@ -51,6 +57,14 @@ NAN, INF = float("nan"), float("inf")
 
 Named = dict[str, Tensor]
 Run = Callable[[Callable[..., Any], Named, Named, Tensor | None], Named]
+
+
+def compute_in_tiles(patch: pytest.MonkeyPatch, tile: int | None = None) -> None:
+    """Compute inputs of any size as large ones are, in tiles of so many entries."""
+    for module in (_attention, _dropout, _feedforward, _layout):
+        patch.setattr(module, "FEW", 0)
+    for module in (_dropout, _dropped_attention, _feedforward):
+        patch.setattr(module, "TILE", module.TILE if tile is None else tile)
 
 
 @dataclass(frozen=True, kw_only=True)

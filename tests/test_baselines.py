@@ -127,6 +127,12 @@ def test_baseline_is_the_formula(form: str, make: Any, dtype: torch.dtype) -> No
     assert_is_the_formula(make(form, dtype=dtype))
 
 
+@each_form
+def test_baseline_is_the_formula_in_tiles(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties.compute_in_tiles(monkeypatch, tile=29)
+    assert_is_the_formula(ragged_call(form))
+
+
 @each_kind
 @QUICK
 @given(data=st.data())

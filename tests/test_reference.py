@@ -23,15 +23,10 @@ from grf_fusion import (
     GatedFusionUnit,
     GatedRecurrentFusion,
     SymmetricCrossAttentionBlock,
-    _attention,
-    _dropout,
-    _dropped_attention,
-    _feedforward,
-    _layer,
-    _layout,
     mask_from_lengths,
 )
 from grf_fusion.checkpoints import load_author_checkpoint
+from properties import compute_in_tiles
 from reference import FusionConfig, reference_block, reference_fusion, reference_gate
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -269,10 +264,7 @@ def test_fusion_matches_reference_float32(call: strategies.FusionCall) -> None:
 def test_fusion_matches_reference_in_tiles(call: strategies.FusionCall) -> None:
     """With everything computed as large inputs are, in tiles of a few entries."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_attention, _dropout, _layer, _layout):
-            patch.setattr(module, "FEW", 0)
-        for module in (_dropout, _dropped_attention, _feedforward):
-            patch.setattr(module, "TILE", 29)
+        compute_in_tiles(patch, tile=29)
         assert_matches(library_fusion(build(call), call), expected_fusion(call))
 
 

@@ -11,18 +11,16 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from grf_fusion import (
     SymmetricCrossAttentionBlock,
-    _attention,
     _dropout,
     _dropped_attention,
     _eager,
     _feedforward,
-    _layer,
     _layout,
 )
 from grf_fusion._dropout import Keep, drop
 from grf_fusion._dropped_attention import Piece, Plan
 from grf_fusion._feedforward import Options
-from properties import assert_close
+from properties import assert_close, compute_in_tiles
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 DROPOUTS = pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -40,8 +38,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the tiles for inputs of any size."""
-    for module in (_attention, _dropout, _layer, _layout):
-        monkeypatch.setattr(module, "FEW", 0)
+    compute_in_tiles(monkeypatch)
 
 
 def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -360,7 +357,9 @@ def test_transforms_of_functions_work() -> None:
 
 def feedforward_only(x: Tensor) -> Tensor:
     layer = make_block().modality_layers[0]
-    return layer._feedforward(x)
+    return _feedforward.feedforward(
+        x, layer.linear1, layer.linear2, layer.activation, layer.dropout
+    )
 
 
 @pytest.mark.usefixtures("always")

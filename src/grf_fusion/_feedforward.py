@@ -1,4 +1,4 @@
-"""Feed-forward, tile by tile in eager mode on the CPU.
+"""Feed-forward, tile by tile in eager mode on the CPU where the layers are plain.
 
 A tile's intermediate results stay in the processor's cache. None is kept: the backward pass
 computes them again, which costs less than writing them to memory and reading them back, and draws
@@ -12,24 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grf_fusion._dropout import TILE, Keep, draw_seed, spans
-from grf_fusion._eager import Formula, once_more
+from grf_fusion._dropout import FEW, TILE, Keep, draw_seed, drop, spans
+from grf_fusion._eager import Formula, has_bias, is_plain, is_plain_call, once_more
 
 aten = torch.ops.aten
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
 def feedforward(
-    x: Tensor, linear1: nn.Linear, linear2: nn.Linear, activation: str, dropout: float
+    x: Tensor, linear1: nn.Linear, linear2: nn.Linear, activation: str, dropout: nn.Dropout
 ) -> Tensor:
-    """Return ``linear2(dropout(activation(linear1(x))))`` of plain layers.
+    """Return ``linear2(dropout(activation(linear1(x))))``.
 
     Shape:
         - x: ``(..., dim)``
         - output: ``(..., dim)``
     """
+    if not (
+        is_plain_call(x, fewest=FEW // 4)
+        and type(dropout) is nn.Dropout
+        and is_plain(linear1, linear2)
+        and has_bias(linear1, linear2)
+    ):
+        return linear2(drop(dropout, ACTIVATIONS[activation](linear1(x))))
+    probability = dropout.p if dropout.training else 0.0
     layers = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
-    options = Options(activation, dropout, draw_seed() if dropout else 0)
+    options = Options(activation, probability, draw_seed() if probability else 0)
     return _FeedForward.call(x.reshape(-1, x.shape[-1]), *layers, options).view(x.shape)
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._attention import Attention, OneKeyAttention
-from grf_fusion._dropout import FEW, drop
-from grf_fusion._eager import has_bias, is_plain, is_plain_call
-from grf_fusion._feedforward import ACTIVATIONS, feedforward
+from grf_fusion._dropout import drop
+from grf_fusion._feedforward import feedforward
 from grf_fusion._layout import Layout, Padded
 from grf_fusion._linear_attention import LinearAttention
 
@@ -99,19 +98,9 @@ class DecoderLayer(nn.Module):
         )
         x = self._add(x, read, self.cross_attn_norm)
         query = self.feedforward_norm(x) if self.norm_first else x
-        x = self._add(x, self._feedforward(query), self.feedforward_norm)
+        update = feedforward(query, self.linear1, self.linear2, self.activation, self.dropout)
+        x = self._add(x, update, self.feedforward_norm)
         return x, self_weights, cross_weights
-
-    def _feedforward(self, x: Tensor) -> Tensor:
-        if (
-            is_plain_call(x, fewest=FEW // 4)
-            and type(self.dropout) is nn.Dropout
-            and is_plain(self.linear1, self.linear2)
-            and has_bias(self.linear1, self.linear2)
-        ):
-            dropout = self.dropout.p if self.dropout.training else 0.0
-            return feedforward(x, self.linear1, self.linear2, self.activation, dropout)
-        return self.linear2(drop(self.dropout, ACTIVATIONS[self.activation](self.linear1(x))))
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         x = drop(self.dropout, update, x)

@@ -1,10 +1,11 @@
 """The encoder layer of the early form of `ConcatFusion`."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grf_fusion._attention import Attention
+from grf_fusion._dropout import drop
+from grf_fusion._feedforward import feedforward
 from grf_fusion._layout import Padded
 
 
@@ -41,6 +42,6 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, steps: Padded) -> Tensor:
         """Return the enriched steps."""
         read, _ = self.attention(x, x, steps, steps, need_weights=False)
-        x = self.attention_norm(x + self.dropout(read))
-        hidden = self.dropout(F.gelu(self.linear1(x)))
-        return self.feedforward_norm(x + self.dropout(self.linear2(hidden)))
+        x = self.attention_norm(drop(self.dropout, read, x))
+        update = feedforward(x, self.linear1, self.linear2, "gelu", self.dropout)
+        return self.feedforward_norm(drop(self.dropout, update, x))

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grf_fusion._attention import split_heads
+from grf_fusion._dropout import drop
+from grf_fusion._feedforward import feedforward
 
 
 class Sight(NamedTuple):
@@ -60,7 +62,7 @@ def look(x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None
 class MulTLayer(nn.Module):
     """Pre-norm attention and feed-forward; queries and memory share a norm."""
 
-    dropout: float
+    dropout: nn.Dropout
     head_dim: int
     q_proj: nn.Linear
     kv_proj: nn.Linear
@@ -88,7 +90,7 @@ class MulTLayer(nn.Module):
             nn.init.zeros_(layer.bias)
             return layer
 
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.head_dim = dim // num_heads
         # The authors draw queries, keys and values as one matrix.
         self.q_proj = linear(dim, dim, packed=3 * dim)
@@ -102,11 +104,11 @@ class MulTLayer(nn.Module):
     def forward(self, x: Tensor, memory: Tensor | None, sight: Sight) -> Tensor:
         """Enrich the steps by what they read in the memory, or without one in themselves."""
         query = self.attention_norm(x)
-        x = x + self._drop(
-            self._read(query, query if memory is None else self.attention_norm(memory), sight)
-        )
-        hidden = self._drop(self.linear1(self.feedforward_norm(x)).relu())
-        return x + self._drop(self.linear2(hidden))
+        read = self._read(query, query if memory is None else self.attention_norm(memory), sight)
+        x = drop(self.dropout, read, x)
+        query = self.feedforward_norm(x)
+        update = feedforward(query, self.linear1, self.linear2, "relu", self.dropout)
+        return drop(self.dropout, update, x)
 
     def _read(self, query: Tensor, memory: Tensor, sight: Sight) -> Tensor:
         projected = (self.q_proj(query), *self.kv_proj(memory).chunk(2, dim=-1))
@@ -116,21 +118,18 @@ class MulTLayer(nn.Module):
             k,
             v,
             attn_mask=sight.allowed,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.dropout.p if self.dropout.training else 0.0,
             is_causal=sight.allowed is None,
         )
         if sight.blind is not None:
             read = read.masked_fill(sight.blind, 0.0)
         return self.out_proj(read.transpose(1, 2).flatten(-2))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
 
 class MulTStack(nn.Module):
     """Layers that all read the same memory, or without one themselves, and a norm behind them."""
 
-    dropout: float
+    dropout: nn.Dropout
     literal: bool
     layers: nn.ModuleList
     norm: nn.LayerNorm
@@ -147,7 +146,7 @@ class MulTStack(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.literal = literal
         self.layers = nn.ModuleList(
             MulTLayer(dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype)
@@ -182,7 +181,7 @@ class MulTStack(nn.Module):
         if self.literal:
             # The authors take a first feature of exactly 0 for padding.
             positions = positions * (x[..., :1] != 0)
-        return F.dropout(math.sqrt(dim) * x + positions, self.dropout, self.training)
+        return drop(self.dropout, math.sqrt(dim) * x + positions)
 
 
 def mult_positions(length: int, dim: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
