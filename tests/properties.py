@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from grf_fusion import (
     AttentionWeights,
+    FusionAdapter,
     FusionState,
     GatedFusionUnit,
     GatedRecurrentFusion,
@@ -39,7 +40,7 @@ from grf_fusion.baselines import (
     WeightedSumFusion,
 )
 from reference import random_params, reference_positions
-from strategies import BaselineCall, BlockCall, FusionCall
+from strategies import AdapterCall, BaselineCall, BlockCall, FusionCall
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -251,6 +252,43 @@ def case_of(call: FusionCall | BaselineCall, module: nn.Module | None = None) ->
     if isinstance(call, BaselineCall):
         return baseline_case(call, module)
     return fusion_case(call, module)
+
+
+def adapter_case(call: AdapterCall) -> Case:
+    """A call of an adapter; padded hidden states, which pass as they are, are taken for 0."""
+
+    def run(
+        module: Callable[..., Any], values: Named, masks: Named, present: Tensor | None
+    ) -> Named:
+        given: dict[str, Tensor | None] = {**dict.fromkeys(call.masks or {}), **masks}
+        mask = given.pop("hidden", None)
+        hidden = module(
+            values["hidden"],
+            {name: values.get(name) for name in call.features},
+            mask=mask,
+            masks=given or call.masks,
+            present=present,
+        )
+        if mask is not None:
+            hidden = hidden.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
+        return {"hidden": hidden}
+
+    def remake(**where: Any) -> nn.Module:
+        return FusionAdapter(call.modalities, **call.options, **{"dtype": call.dtype} | where)
+
+    module = remake()
+    randomise(module, call.seed)
+    masks = {"hidden": call.mask} | dict(call.masks or {})
+    return Case(
+        module=module.eval(),
+        run=run,
+        remake=remake,
+        values={"hidden": call.hidden}
+        | {name: value for name, value in call.features.items() if value is not None},
+        masks={name: mask for name, mask in masks.items() if mask is not None},
+        present=call.present,
+        columns=tuple(call.modalities),
+    )
 
 
 def block_case(call: BlockCall) -> Case:

@@ -355,6 +355,45 @@ def reference_gate(
     return torch.stack(hidden).reshape(state.shape), torch.stack(gates).reshape(state.shape)
 
 
+def reference_adapter(
+    params: Params,
+    hidden: Tensor,
+    features: Mapping[str, Tensor | None],
+    *,
+    modalities: Mapping[str, int],
+    mask: Tensor | None = None,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+    **block: Any,
+) -> Tensor:
+    """h = GFU(h, s' + Pool(m')) of one sample after the other, one modality after the other."""
+    whole: list[Tensor] = []
+    for sample in range(len(hidden)):
+        real = _real(mask, sample, hidden.shape[1])
+        rows = hidden[sample, real]
+        for place, name in enumerate(modalities):
+            x = features.get(name)
+            if x is None or (present is not None and not present[sample, place]):
+                continue
+            steps = _real((masks or {}).get(name), sample, x.shape[1])
+            if not steps or not real:
+                continue
+            p = _linear(params, f"projections.{name}", x[sample, steps])
+            s, m, _ = reference_block(
+                under(params, "block"),
+                _layer_norm(params, "norm", rows)[None],
+                (p + _positions(steps, p))[None],
+                **block,
+            )
+            rows, _ = reference_gate(
+                under(params, "unit"), rows, s[0] + _mean(m[0]), norm=False, identity=True
+            )
+        own = hidden[sample].clone()
+        own[real] = rows
+        whole.append(own)
+    return torch.stack(whole)
+
+
 class _State(NamedTuple):
     """The context of one sample: its real steps and their indices."""
 

@@ -369,3 +369,55 @@ def block_calls(draw: st.DrawFn, *, dtype: torch.dtype | None = None) -> BlockCa
         modality_mask=modality_mask,
         seed=draw(seeds()),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCall:
+    """Constructor arguments of a `FusionAdapter` and one valid call of it."""
+
+    modalities: Mapping[str, int]
+    options: Mapping[str, Any]
+    hidden: Tensor
+    mask: Tensor | None
+    features: Mapping[str, Tensor | None]
+    masks: Mapping[str, Tensor | None] | None
+    present: Tensor | None
+    dtype: torch.dtype
+    seed: int
+
+
+@st.composite
+def adapter_calls(draw: st.DrawFn, *, dtype: torch.dtype | None = None) -> AdapterCall:
+    """An adapter with any options and a valid call."""
+    dtype = draw(dtypes()) if dtype is None else dtype
+    count = draw(st.integers(1, 3))
+    names = draw(modality_names(count))
+    modalities = dict(zip(names, draw(sizes(count, WIDTHS)), strict=True))
+    embed_dim, num_heads = draw(st.sampled_from(embeddings_for(dtype)))
+    given, given_masks, present = draw(arguments(modalities, dtype))
+    batch = next(len(value) for value in given.values() if value is not None)
+    time = draw(st.sampled_from((1, 4, 6)))
+    mask = draw(st.none() | masks(batch, time))
+    options = {
+        "embed_dim": embed_dim,
+        "num_heads": num_heads,
+        "num_layers": draw(st.integers(1, 2)),
+        "dim_feedforward": draw(st.sampled_from(FEEDFORWARDS)),
+        "activation": draw(st.sampled_from(("gelu", "relu"))),
+        "norm_first": draw(st.booleans()),
+        "self_attention": draw(st.sampled_from(SELF_ATTENTIONS)),
+        "symmetric": draw(st.booleans()),
+        "packing": draw(st.sampled_from(PACKINGS)),
+        "checkpoint": draw(st.booleans()),
+    }
+    return AdapterCall(
+        modalities=modalities,
+        options=options,
+        hidden=draw(features((batch, time, embed_dim), mask, dtype)),
+        mask=mask,
+        features=given,
+        masks=given_masks,
+        present=present,
+        dtype=dtype,
+        seed=draw(seeds()),
+    )

@@ -87,8 +87,12 @@ def baseline_cases(kind: str) -> Callable[..., st.SearchStrategy[Case]]:
     return cases
 
 
+def adapter_cases(**options: Any) -> st.SearchStrategy[Case]:
+    return strategies.adapter_calls(**options).map(properties.adapter_case)
+
+
 BASELINES = {kind: baseline_cases(kind) for kind in strategies.BASELINES}
-MASKED = {"fusion": fusion_cases, "block": block_cases} | BASELINES
+MASKED = {"fusion": fusion_cases, "block": block_cases, "adapter": adapter_cases} | BASELINES
 FUSIONS = {"fusion": strategies.fusion_calls} | {
     kind: functools.partial(strategies.baseline_calls, kind) for kind in strategies.BASELINES
 }

@@ -1,5 +1,7 @@
 """Drop-in multimodal fusion layers: Gated Recurrent Fusion (arXiv 2507.02985) for PyTorch."""
 
+from grf_fusion._adapted_model import AdaptedModel
+from grf_fusion._adapter import FusionAdapter
 from grf_fusion._attention import AttentionWeights
 from grf_fusion._block import SymmetricCrossAttentionBlock
 from grf_fusion._fusion import GatedRecurrentFusion
@@ -11,7 +13,9 @@ from grf_fusion._shapes import ShapeError
 from grf_fusion._state import FusionState, FusionTrace
 
 __all__ = [
+    "AdaptedModel",
     "AttentionWeights",
+    "FusionAdapter",
     "FusionState",
     "FusionTrace",
     "GatedFusionUnit",

@@ -139,6 +139,7 @@ def check_call(
     *,
     declared: Mapping[str, int],
     like: Tensor,
+    batch: int | None = None,
 ) -> tuple[dict[str, Arrival], int]:
     """Check all arguments of a forward pass.
 
@@ -149,6 +150,7 @@ def check_call(
         present: ``(batch, modalities)`` bool, or ``None``.
         declared: Width of each modality, in declared order.
         like: Parameter that tells dtype and device.
+        batch: Number of samples, ``None`` if the features decide it.
 
     Returns:
         An arrival for each declared modality, and the number of samples.
@@ -156,9 +158,8 @@ def check_call(
     Raises:
         ShapeError: If anything does not fit.
     """
-    given = _check_mapping(owner, "features", features, declared)
-    given_masks = _check_mapping(owner, "masks", {} if masks is None else masks, declared)
-    batch: int | None = None
+    given = check_mapping(owner, "features", features, declared)
+    given_masks = check_mapping(owner, "masks", {} if masks is None else masks, declared)
     arrivals: dict[str, Arrival] = {}
     for name, dim in declared.items():
         arrival = check_features(
@@ -250,9 +251,14 @@ def check_names(
         )
 
 
-def _check_mapping(
+def check_mapping(
     owner: str, argument: str, value: object, declared: Mapping[str, int]
 ) -> Mapping[str, object]:
+    """Return a mapping by modality.
+
+    Raises:
+        ShapeError: If it is none, or names what is not declared.
+    """
     if not isinstance(value, Mapping):
         raise ShapeError(
             f"{owner}: expected `{argument}` to map names to tensors, got {type(value).__name__}. "
