@@ -867,10 +867,17 @@ class TestConstructors:
         ("modalities", "got"),
         rows(
             ("empty", {}, "at least one modality, got none"),
-            ("pairs", [("text", 7)], "to map names to feature sizes, got list"),
-            ("names", ("text", "audio"), "to map names to feature sizes, got tuple"),
-            ("string", "text", "to map names to feature sizes, got str"),
-            ("nothing", None, "to map names to feature sizes, got NoneType"),
+            ("no pairs", [], "at least one modality, got none"),
+            ("twice", [("text", 7), ("text", 5)], "once, got"),
+            (
+                "triples",
+                [("text", 7, 5)],
+                "to map names to feature sizes, as a mapping or as pairs, got list",
+            ),
+            ("unhashable name", [(["text"], 7)], "got ['text']"),
+            ("names", ("text", "audio"), "as pairs, got tuple"),
+            ("string", "text", "as pairs, got str"),
+            ("nothing", None, "as pairs, got NoneType"),
         ),
     )
     @each_class

@@ -11,7 +11,7 @@ from grf_fusion._dropout import drop
 from grf_fusion._gate import GatedFusionUnit
 from grf_fusion._inputs import check_call
 from grf_fusion._masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
-from grf_fusion._options import check_modalities
+from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import Received, add_positions, make_projections, project_all
 from grf_fusion._shapes import (
     ShapeError,
@@ -48,7 +48,8 @@ class FusionAdapter(nn.Module):
     update is the sum of both enriched sequences, so that a closed gate is the identity.
 
     Args:
-        modalities: Name and feature width of each modality, in the order of fusion.
+        modalities: Name and feature width of each modality, in the order of fusion; a mapping or
+            pairs.
         embed_dim: Width of the hidden states.
         num_heads: Attention heads; divides ``embed_dim``.
         num_layers: Layers of each stack of the block.
@@ -84,7 +85,7 @@ class FusionAdapter(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         num_heads: int,

@@ -20,7 +20,13 @@ from grf_fusion._inputs import (
     tell_presence,
 )
 from grf_fusion._masks import masked_mean
-from grf_fusion._options import check_factory, check_modalities, check_modality, check_part
+from grf_fusion._options import (
+    Modalities,
+    check_factory,
+    check_modalities,
+    check_modality,
+    check_part,
+)
 from grf_fusion._receive import add_positions, make_projections, weight_of
 from grf_fusion._shapes import (
     ShapeError,
@@ -81,7 +87,8 @@ class GatedRecurrentFusion(nn.Module):
     additions.
 
     Args:
-        modalities: Name and feature width of each modality, in the order of fusion.
+        modalities: Name and feature width of each modality, in the order of fusion; a mapping or
+            pairs.
         embed_dim: Width ``d`` of the context.
         num_heads: Attention heads; divides ``embed_dim``.
         num_layers: Layers of each stack of the block.
@@ -156,7 +163,7 @@ class GatedRecurrentFusion(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         num_heads: int,

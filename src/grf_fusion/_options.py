@@ -1,11 +1,14 @@
 """Checks of what a fusion is built from; their first argument is who refuses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
 
 from grf_fusion._shapes import expect_size
+
+# Pairs too: JSON files that are written with sorted keys keep the order of a list alone.
+Modalities = Mapping[str, int] | Sequence[tuple[str, int]]
 
 
 def check_modality(
@@ -40,24 +43,41 @@ def check_modalities(owner: str, modalities: object, *, fewest: int = 1) -> dict
     """Refuse declared modalities that nothing can be built from, and copy the rest.
 
     Raises:
-        ValueError: If it is no mapping, too short, or a name or width is unusable.
+        ValueError: If it is neither a mapping nor pairs, too short, names a modality twice, or a
+            name or width is unusable.
     """
-    if not isinstance(modalities, Mapping):
+    declared = _pairs(modalities)
+    if declared is None:
         raise ValueError(
-            f"{owner}: expected `modalities` to map names to feature sizes, "
-            f"got {type(modalities).__name__}."
+            f"{owner}: expected `modalities` to map names to feature sizes, as a mapping or as "
+            f"pairs, got {type(modalities).__name__}."
         )
-    if not modalities:
+    if not declared:
         raise ValueError(f"{owner}: expected `modalities` to name at least one modality, got none.")
-    declared = cast("Mapping[Any, Any]", modalities)
-    for name, dim in declared.items():
+    names = [name for name, _ in declared]
+    if any(names.count(name) > 1 for name in names):
+        raise ValueError(f"{owner}: expected `modalities` to name each one once, got {names}.")
+    for name, dim in declared:
         check_modality(owner, name, dim)
     if len(declared) < fewest:
         raise ValueError(
-            f"{owner}: expected `modalities` to name at least {fewest} modalities, "
-            f"got {list(declared)}."
+            f"{owner}: expected `modalities` to name at least {fewest} modalities, got {names}."
         )
     return dict(declared)
+
+
+def _pairs(modalities: object) -> list[tuple[Any, Any]] | None:
+    """Return names and widths, or `None` where there are none to see."""
+    if isinstance(modalities, Mapping):
+        return list(cast("Mapping[Any, Any]", modalities).items())
+    if isinstance(modalities, str) or not isinstance(modalities, Sequence):
+        return None
+    pairs: list[tuple[Any, Any]] = []
+    for pair in cast("Sequence[Any]", modalities):
+        if not isinstance(pair, list | tuple) or len(cast("Sequence[Any]", pair)) != 2:
+            return None
+        pairs.append(tuple(cast("Sequence[Any]", pair)))
+    return pairs
 
 
 def check_factory(owner: str, argument: str, factory: object) -> None:

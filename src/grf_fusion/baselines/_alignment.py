@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from grf_fusion._inputs import tell_presence
 from grf_fusion._masks import unmask_empty
-from grf_fusion._options import check_modalities
+from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import Received, make_projections, receive_all, weight_of
 from grf_fusion._shapes import expect_size
 
@@ -44,7 +44,7 @@ class ContrastiveAlignment(nn.Module):
     which it would get no gradient.
 
     Args:
-        modalities: Name and feature width of each modality, at least two.
+        modalities: Name and feature width of each modality, at least two; a mapping or pairs.
         embed_dim: Width of the shared space.
         temperature: Start of ``1 / s``, above 0.01.
         device: Where to make the parameters.
@@ -68,7 +68,7 @@ class ContrastiveAlignment(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         temperature: float = 0.07,

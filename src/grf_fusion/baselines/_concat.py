@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from grf_fusion._inputs import tell_presence
 from grf_fusion._layout import Padded
 from grf_fusion._masks import masked_mean
-from grf_fusion._options import check_modalities
+from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import (
     add_positions,
     clear_empty,
@@ -44,7 +44,7 @@ class ConcatFusion(nn.Module):
     reach the mixing only where a modality is present, already are both.
 
     Args:
-        modalities: Name and feature width of each modality.
+        modalities: Name and feature width of each modality, a mapping or pairs.
         embed_dim: Width of the projections and of the result.
         stage: ``"late"`` or ``"early"``.
         num_heads: Attention heads of the early form, which needs them; divides ``embed_dim``.
@@ -77,7 +77,7 @@ class ConcatFusion(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         stage: Literal["late", "early"] = "late",

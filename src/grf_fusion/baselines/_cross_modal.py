@@ -10,7 +10,7 @@ from grf_fusion._attention import Attention
 from grf_fusion._inputs import tell_presence
 from grf_fusion._layout import Padded
 from grf_fusion._masks import masked_mean
-from grf_fusion._options import check_modalities
+from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import (
     add_positions,
     clear_empty,
@@ -42,7 +42,7 @@ class CrossModalAttentionFusion(nn.Module):
     is nobody else to read, a step reads 0 before the attention's output projection.
 
     Args:
-        modalities: Name and feature width of each modality.
+        modalities: Name and feature width of each modality, a mapping or pairs.
         embed_dim: Width of the projections and of the result.
         num_heads: Attention heads; divides ``embed_dim``.
         dropout: Dropout probability in training: after PE is added, on attention weights and on
@@ -70,7 +70,7 @@ class CrossModalAttentionFusion(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         num_heads: int,

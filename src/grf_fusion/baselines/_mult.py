@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._inputs import Arrival, check_call, tell_presence
-from grf_fusion._options import check_modalities
+from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import Received, clear_empty, make_projections, project_all, weight_of
 from grf_fusion._shapes import (
     ShapeError,
@@ -57,7 +57,7 @@ class MulT(nn.Module):
     real both are the same.
 
     Args:
-        modalities: Name and feature width of each modality, at least two.
+        modalities: Name and feature width of each modality, at least two; a mapping or pairs.
         embed_dim: Width of the result.
         num_heads: Attention heads of every stack; divides ``stack_dim``.
         num_layers: Layers of a cross-modal stack.
@@ -94,7 +94,7 @@ class MulT(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         num_heads: int,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from grf_fusion._inputs import tell_presence
 from grf_fusion._masks import unmask_empty
-from grf_fusion._options import check_modalities
+from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import make_projections, receive_all, weight_of
 from grf_fusion._shapes import expect_choice, expect_size
 
@@ -33,7 +33,7 @@ class WeightedSumFusion(nn.Module):
     present modalities have a fixed weight of 0 the result is 0.
 
     Args:
-        modalities: Name and feature width of each modality.
+        modalities: Name and feature width of each modality, a mapping or pairs.
         embed_dim: Width of the projections and of the result.
         weights: ``"sigmoid"`` or ``"softmax"``, or a number of at least 0 for each modality, one
             of them above 0.
@@ -60,7 +60,7 @@ class WeightedSumFusion(nn.Module):
 
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        modalities: Modalities,
         *,
         embed_dim: int,
         weights: Literal["sigmoid", "softmax"] | Mapping[str, float] = "sigmoid",
