@@ -6,13 +6,29 @@ that file is left out; with a torchvision that fits its PyTorch it changes nothi
 """
 
 import sys
+import warnings
 from types import ModuleType
 
 sys.modules.setdefault(
     "torchvision._meta_registrations", ModuleType("torchvision._meta_registrations")
 )
 
-import timm  # noqa: E402
-import transformers  # noqa: E402
+with warnings.catch_warnings():
+    # What they do when they are imported is theirs to mend.
+    warnings.simplefilter("ignore")
+    import timm
+    import transformers
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-__all__ = ["timm", "transformers"]
+__all__ = [
+    "QuantType",
+    "Runtime",
+    "XnnpackPartitioner",
+    "quantize_dynamic",
+    "timm",
+    "to_edge_transform_and_lower",
+    "transformers",
+]

@@ -149,7 +149,13 @@ class GatedFusionUnit(nn.Module):
             ShapeError: If a width, a shape, a dtype or a device does not fit.
         """
         self._check(state, update)
-        pair = self.linear(torch.cat((state, update), dim=-1))
+        both = torch.cat((state, update), dim=-1)
+        if torch.compiler.is_compiling():
+            # With a leading axis ONNX makes it a MatMul. onnxruntime's quantiser transposes the
+            # weight of a Gemm once for every Gemm that shares it, and all steps of a chain do.
+            pair = self.linear(both.unsqueeze(0)).squeeze(0)
+        else:
+            pair = self.linear(both)
         gate, candidate = pair.to(state.dtype).chunk(2, dim=-1)
         gate = gate.sigmoid()
         if self.gate_scale is not None:

@@ -119,6 +119,9 @@ def attend(
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))
         read = attend_with_dropout(flat_q, flat_k, flat_v, (piece,), dropout).view(q.shape)
     else:
+        if allowed is not None and torch.compiler.is_compiling():
+            # ONNX's own attention, of opset 23, takes no mask that is broadcast over the queries.
+            allowed = allowed.expand(-1, 1, q.shape[1], -1)
         read = _attend(q, k, v, allowed, dropout)
     return read if mask is None else read.masked_fill(~mask.any(dim=-1)[:, None, None, None], 0.0)
 

@@ -125,7 +125,8 @@ def advance(
         time = state.mask.shape[1]
         opener = F.pad(opener.unsqueeze(1), (0, 0, 0, time - 1))
         first = torch.arange(time, device=opener.device) == 0
-        mask = torch.where(opens.unsqueeze(1), first, state.mask)
+        # Spelled out: onnxruntime cannot select between truth values.
+        mask = (opens.unsqueeze(1) & first) | (~opens.unsqueeze(1) & state.mask)
     else:
         mask = (is_open | incoming.present).unsqueeze(1)
     context = _select(fuses, met.fused, _select(opens, opener, met.held))
