@@ -56,6 +56,7 @@ LAYERS = {
     "_adapter": 8,
     "_mult_checkpoint": 8,
     "_step": 8,
+    "parallel": 8,
     "baselines": 8,
     "_adapted_model": 9,
     "_fusion": 9,

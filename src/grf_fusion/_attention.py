@@ -197,10 +197,10 @@ class Attention(nn.Module):
     def _anchor(self, query: Tensor) -> Tensor:
         """Zero, in whose graph stands what one key leaves without influence.
 
-        The sum of an empty slice reads nothing and sends back zeros.
+        The sum over no rows reads nothing and sends back zeros.
         """
-        idle = (query, self.q_proj.weight, self.q_proj.bias, self.k_proj.weight)
-        return torch.stack([tensor[:0].sum() for tensor in idle]).sum()
+        nothing = query[:0]
+        return self.q_proj(nothing).sum() + self.k_proj(nothing).sum()
 
 
 def project(

@@ -1,0 +1,71 @@
+"""Plans for PyTorch's own parallelism."""
+
+from collections.abc import Iterator
+from typing import cast
+
+from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+from torch.distributed.tensor.parallel.style import ParallelStyle
+
+from grf_fusion._attention import Attention, OneKeyAttention
+from grf_fusion._layer import DecoderLayer
+from grf_fusion._linear_attention import LinearAttention
+
+__all__ = ["tensor_parallel_plan"]
+
+OWNER = "tensor_parallel_plan"
+
+
+def tensor_parallel_plan(module: nn.Module) -> dict[str, ParallelStyle]:
+    """Return a plan for `torch.distributed.tensor.parallel.parallelize_module`.
+
+    Heads and hidden features of the feed-forward layers are divided among the processes, so that
+    each layer needs two sums over them; everything else, norms, gates and projections of
+    the features, is the same on all.
+
+    Args:
+        module: Anything that holds our blocks: `GatedRecurrentFusion`, `FusionAdapter`,
+            `SymmetricCrossAttentionBlock`, or a model with some of them.
+
+    Returns:
+        A style for each linear layer that is divided, by its name in ``module``.
+
+    Raises:
+        ValueError: If the module holds no block of ours.
+
+    Examples:
+        >>> from grf_fusion import SymmetricCrossAttentionBlock
+        >>> block = SymmetricCrossAttentionBlock(8, num_heads=2, self_attention=False)
+        >>> for name, style in tensor_parallel_plan(block).items():
+        ...     print(name, type(style).__name__)
+        context_layers.0.cross_attn.q_proj ColwiseParallel
+        context_layers.0.cross_attn.k_proj ColwiseParallel
+        context_layers.0.cross_attn.v_proj ColwiseParallel
+        context_layers.0.cross_attn.out_proj RowwiseParallel
+        context_layers.0.linear1 ColwiseParallel
+        context_layers.0.linear2 RowwiseParallel
+        modality_layers.0.cross_attn.q_proj ColwiseParallel
+        modality_layers.0.cross_attn.k_proj ColwiseParallel
+        modality_layers.0.cross_attn.v_proj ColwiseParallel
+        modality_layers.0.cross_attn.out_proj RowwiseParallel
+        modality_layers.0.linear1 ColwiseParallel
+        modality_layers.0.linear2 RowwiseParallel
+    """
+    plan: dict[str, ParallelStyle] = {}
+    for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
+        if isinstance(part, Attention | LinearAttention | OneKeyAttention):
+            inward = [child for child, _ in part.named_children() if child != "out_proj"]
+            outward = "out_proj"
+        elif isinstance(part, DecoderLayer):
+            inward, outward = ["linear1"], "linear2"
+        else:
+            continue
+        prefix = f"{name}." if name else ""
+        plan |= {f"{prefix}{child}": ColwiseParallel() for child in inward}
+        plan[f"{prefix}{outward}"] = RowwiseParallel()
+    if not plan:
+        raise ValueError(
+            f"{OWNER}: expected `module` to hold a block of grf_fusion, "
+            f"got {type(module).__name__}."
+        )
+    return plan

@@ -1,0 +1,79 @@
+"""A good citizen of PyTorch's distributed engine: on several processes what it is on one.
+
+The processes talk by gloo over the loopback device; tests/distributed_worker.py is what they run.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from distributed_worker import FORMS
+from grf_fusion import SymmetricCrossAttentionBlock
+from grf_fusion.parallel import tensor_parallel_plan
+from refusal import assert_refused
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+# Far more than it takes: what comes near it hangs.
+SECONDS = 240
+
+pytestmark = pytest.mark.slow
+
+
+def run(case: str, processes: int, folder: Path, *forms: str) -> None:
+    """Run a case on several processes, and fail with what they printed if one of them does."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        str(WORKER),
+        case,
+        str(folder),
+        *forms,
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"{case} on {processes} processes hangs: {error.stdout} {error.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done") == processes * len(forms or FORMS), done.stdout
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("case", ["ddp", "fsdp", "tensor parallel"])
+def test_same_losses_as_one_process(case: str, processes: int, tmp_path: Path) -> None:
+    run(case, processes, tmp_path)
+
+
+def test_checkpoint_of_four_processes_loads_on_two_and_on_one(tmp_path: Path) -> None:
+    form = "learned, own weights"
+    run("save", 4, tmp_path, form)
+    run("load", 2, tmp_path, form)
+    run("load", 1, tmp_path, form)
+
+
+def test_a_case_can_fail(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"FileNotFoundError|CheckpointException"):
+        run("load", 1, tmp_path, "pooled")
+
+
+def test_plan_names_every_attention_and_feedforward() -> None:
+    block = SymmetricCrossAttentionBlock(8, num_heads=2, num_layers=2, pooled_context=True)
+    plan = tensor_parallel_plan(nn.ModuleDict({"inside": block}))
+    linear = {f"inside.{n}" for n, part in block.named_modules() if isinstance(part, nn.Linear)}
+    assert set(plan) == linear
+
+
+def test_plan_of_nothing() -> None:
+    module = nn.Linear(2, 3)
+    assert_refused(
+        lambda: tensor_parallel_plan(module),
+        who="tensor_parallel_plan",
+        argument="module",
+        got="got Linear",
+        error=ValueError,
+    )
