@@ -19,6 +19,7 @@ import torch
 import grf_fusion
 import grf_fusion.baselines
 import grf_fusion.checkpoints
+import grf_fusion.parallel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "grf_fusion"
@@ -27,6 +28,7 @@ SOURCE = REPOSITORY / "src" / "grf_fusion"
 # is named by its `__init__`.
 LAYERS = {
     "_author_weights": 0,
+    "_checkpoint_files": 0,
     "_eager": 0,
     "_shapes": 0,
     "_dropout": 1,
@@ -186,8 +188,10 @@ def test_all_is_sorted_and_equals_the_public_names(package: ModuleType) -> None:
     assert package.__all__ == public_names(package)
 
 
-def test_checkpoints_offers_what_it_defines() -> None:
-    assert grf_fusion.checkpoints.__all__ == ["load_author_checkpoint"]
+def test_other_modules_offer_what_they_define() -> None:
+    loaders = ["load_author_checkpoint", "load_checkpoint", "save_checkpoint"]
+    assert grf_fusion.checkpoints.__all__ == loaders
+    assert grf_fusion.parallel.__all__ == ["tensor_parallel_plan"]
 
 
 def test_public_names_can_differ() -> None:

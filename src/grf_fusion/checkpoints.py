@@ -1,4 +1,4 @@
-"""Loading of other people's trained weights."""
+"""Trained weights: our own, and other people's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, overload
@@ -16,12 +16,13 @@ from grf_fusion._author_weights import (
     linear_shapes,
     norm_shapes,
 )
+from grf_fusion._checkpoint_files import load_checkpoint, save_checkpoint
 from grf_fusion._fusion import GatedRecurrentFusion
 from grf_fusion._mult_checkpoint import load_mult
 from grf_fusion._shapes import expect_choice, expect_flag
 from grf_fusion.baselines._mult import MulT
 
-__all__ = ["load_author_checkpoint"]
+__all__ = ["load_author_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 PREFIX = "projectors."
 HEADS = ("regressor.", "auxiliary_regressor.")

@@ -1,0 +1,120 @@
+"""Checkpoints of our own: all or nothing."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+LOADER = "load_checkpoint"
+FORMAT = "grf-fusion 1"
+
+
+def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
+    """Save a module's parameters, and the order of its modalities, for `load_checkpoint`.
+
+    Args:
+        module: Any module, ours or one with ours inside.
+        path: File to write.
+
+    Examples:
+        >>> import tempfile
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(fusion, f"{folder}/fusion.pt")
+        ...     load_checkpoint(fusion, f"{folder}/fusion.pt")
+    """
+    content = {"format": FORMAT, "orders": _orders(module), "state_dict": module.state_dict()}
+    torch.save(content, path)
+
+
+def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
+    """Load what `save_checkpoint` has saved, or change nothing.
+
+    Everything is checked before the first parameter is written, unlike in
+    `torch.nn.Module.load_state_dict`: names, shapes, dtypes, and the order of the modalities, which
+    no name and no shape tells. The file is read with ``weights_only=True``, so it can run no code.
+
+    Args:
+        module: A module of the same build; its parameters keep dtype and device.
+        path: File to read: of `save_checkpoint`, or of ``torch.save(module.state_dict(), path)``,
+            which holds no order.
+
+    Raises:
+        ValueError: If the file is damaged or no checkpoint, or does not fit the module, which is
+            left as it was.
+        OSError: If the file cannot be opened.
+    """
+    content = _read(path)
+    if isinstance(content, Mapping) and "format" in content:
+        saved = cast("Mapping[str, object]", content)
+        if saved["format"] != FORMAT or set(saved) != {"format", "orders", "state_dict"}:
+            raise ValueError(
+                f"{LOADER}: expected `path` to be of format {FORMAT!r}, got {saved['format']!r}. "
+                "Update grf-fusion."
+            )
+        if saved["orders"] != _orders(module):
+            raise ValueError(
+                f"{LOADER}: expected `module` to declare modalities in the order of the "
+                f"checkpoint, {saved['orders']}, got {_orders(module)}."
+            )
+        content = saved["state_dict"]
+    module.load_state_dict(_check_state(module, cast(object, content)), strict=True)
+
+
+def _read(path: str | PathLike[str]) -> object:
+    with Path(path).open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{LOADER}: expected `path` to be a checkpoint, got {str(path)!r}, which cannot be "
+                f"read: {reason}."
+            ) from error
+
+
+def _orders(module: nn.Module) -> dict[str, list[str]]:
+    """Return declared modalities by the name of the module that declares them."""
+    found: dict[str, list[str]] = {}
+    for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
+        declared: object = getattr(part, "modalities", None)
+        if isinstance(declared, Mapping):
+            found[name] = [str(key) for key in cast("Mapping[object, object]", declared)]
+    return found
+
+
+def _check_state(module: nn.Module, content: object) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{LOADER}: expected `path` to hold tensors by name, got {type(content).__name__}."
+        )
+    state = dict(cast("Mapping[str, Tensor]", content))
+    own = cast("dict[str, Tensor]", module.state_dict())
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    if missing or unexpected:
+        raise ValueError(
+            f"{LOADER}: expected `path` to hold the parameters of the module, "
+            f"unexpected {unexpected[:5]}, missing {missing[:5]}"
+            f"{_more(len(missing) + len(unexpected))}."
+        )
+    for name, value in own.items():
+        given: object = state[name]
+        if not isinstance(given, Tensor):
+            kind = type(given).__name__
+            raise ValueError(f"{LOADER}: expected `path` to hold a tensor {name!r}, got {kind}.")
+        if given.shape != value.shape or given.is_floating_point() != value.is_floating_point():
+            raise ValueError(
+                f"{LOADER}: expected `path` to hold {name!r} of shape {tuple(value.shape)} and a "
+                f"dtype like {value.dtype}, got {tuple(given.shape)} and {given.dtype}."
+            )
+    return state
+
+
+def _more(number: int) -> str:
+    return f" and more, {number} in all" if number > 5 else ""
