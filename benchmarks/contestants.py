@@ -50,6 +50,7 @@ def ours(**options: object) -> Builder:
             num_layers=LAYERS,
             dim_feedforward=HIDDEN,
             dropout=dropout,
+            form="paper",
             **options,
         )
         return _ours(fusion)

@@ -113,6 +113,7 @@ class Monitor(nn.Module):
             dict.fromkeys(SENSORS, SECONDS // TOKENS),
             embed_dim=EMBED_DIM,
             num_heads=4,
+            form="paper",
             dim_feedforward=EMBED_DIM,
             norm_first=True,
             self_attention=False,

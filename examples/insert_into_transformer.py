@@ -37,7 +37,7 @@ def insert(bert: BertModel) -> AdaptedModel:
         )
         for k in BEHIND
     }
-    return AdaptedModel(bert, adapters)
+    return AdaptedModel(bert, adapters=adapters)
 
 
 def draw(seed: int) -> tuple[dict[str, Tensor], dict[str, object], Tensor]:

@@ -32,6 +32,7 @@ class FusionConfig:
     embed_dim: int
     num_heads: int
     num_layers: int = 1
+    form: str = "paper"
     dim_feedforward: int | None = None
     activation: str = "gelu"
     norm_first: bool = False
@@ -439,11 +440,20 @@ def _step(
     options = _LayerOptions(
         config.num_heads, config.activation, config.norm_first, config.self_attention
     )
-    context = state.rows + _positions(state.steps, state.rows)
+    residual = config.form == "residual"
+    context = state.rows
+    if not residual or state.head or config.context == "sequence":
+        context = context + _positions(state.steps, state.rows)
     new_context, new_modality, _ = _block_sample(
         block, context, modality, options, config.symmetric
     )
     update = _mean(new_modality)
+    if residual and config.context == "sequence":
+        rows, gates = reference_gate(unit, state.rows, new_context + update, norm=False)
+        return _State(rows, state.steps), _mean(gates)
+    if residual:
+        fused, gate = reference_gate(unit, _pool(state), _mean(new_context) + update, norm=False)
+        return _State(fused[None], [0]), gate
     if config.context == "sequence":
         updates = torch.stack([update for _ in state.steps])
         rows, gates = reference_gate(unit, new_context, updates)
@@ -620,7 +630,7 @@ def fusion_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
         places = [(f"blocks.{name}", f"units.{name}") for name in fused]
     for block_name, unit_name in places:
         shapes |= {f"{block_name}.{name}": shape for name, shape in block.items()}
-        unit = unit_shapes(config.embed_dim)
+        unit = unit_shapes(config.embed_dim, norm=config.form == "paper")
         shapes |= {f"{unit_name}.{name}": shape for name, shape in unit.items()}
     if config.opening == "learned":
         shapes["initial_context"] = (config.embed_dim,)

@@ -160,6 +160,7 @@ def features(
     return values
 
 
+FORMS = ("residual", "paper")
 SELF_ATTENTIONS = (True, False, "linear")
 PACKINGS = ("auto", True, False)
 
@@ -184,6 +185,7 @@ def fusion_configs(
         embed_dim=embed_dim,
         num_heads=num_heads,
         num_layers=draw(st.integers(1, 2)),
+        form=draw(st.sampled_from(FORMS)) if ablations else "paper",
         dim_feedforward=draw(st.sampled_from(FEEDFORWARDS)),
         activation=draw(st.sampled_from(("gelu", "relu"))),
         norm_first=draw(st.booleans()),

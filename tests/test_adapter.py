@@ -64,7 +64,7 @@ def make_model(*, opened: bool = False) -> AdaptedModel:
         "layers.0": make_adapter(),
         "layers.1": make_adapter({"audio": WIDTHS["audio"]}),
     }
-    model = AdaptedModel(Host(), adapters)
+    model = AdaptedModel(Host(), adapters=adapters)
     if opened:
         properties.randomise(model.adapters, seed=2)
     return model
@@ -400,7 +400,7 @@ class TestAdaptedModel:
             def forward(self, _x: Tensor, output: Any) -> Any:
                 return output
 
-        model = AdaptedModel(Odd(), {"": make_adapter()})
+        model = AdaptedModel(Odd(), adapters={"": make_adapter()})
         for output, name in ((None, "NoneType"), ((), "tuple"), (("a",), "str")):
             with pytest.raises(ShapeError, match=rf"`adapters\[''\]` .* got {name}\.$"):
                 model(host_input(), output, features={})
@@ -450,7 +450,7 @@ class TestAdaptedModel:
         self, host: Any, adapters: Any, argument: str, got: str
     ) -> None:
         assert_refused(
-            lambda: AdaptedModel(host, adapters),
+            lambda: AdaptedModel(host, adapters=adapters),
             who="AdaptedModel",
             argument=argument,
             got=got,

@@ -24,7 +24,7 @@ def make_fusion(widths: Any = WIDTHS, **options: Any) -> GatedRecurrentFusion:
 
 def make_adapted() -> nn.Module:
     adapter = FusionAdapter(WIDTHS, embed_dim=15, num_heads=3)
-    return AdaptedModel(nn.Sequential(nn.Linear(15, 15)), {"0": adapter})
+    return AdaptedModel(nn.Sequential(nn.Linear(15, 15)), adapters={"0": adapter})
 
 
 def make_mult() -> nn.Module:

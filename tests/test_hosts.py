@@ -52,7 +52,7 @@ class Case:
 
     def adapt(self) -> AdaptedModel:
         adapters = {n: FusionAdapter(WIDTHS, embed_dim=DIM, num_heads=HEADS) for n in self.layers}
-        return AdaptedModel(copy.deepcopy(self.host), adapters).eval()
+        return AdaptedModel(copy.deepcopy(self.host), adapters=adapters).eval()
 
 
 def bert() -> Case:

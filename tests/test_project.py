@@ -68,7 +68,7 @@ LAYERS = {
 FOLDERS = ("baselines",)
 MOST_LINES = 320
 # The public interface itself: docstrings and overloads are more than half of these.
-LONGER = {"_block": 340, "_fusion": 640}
+LONGER = {"_block": 340, "_fusion": 690}
 
 
 def sources() -> dict[str, str]:

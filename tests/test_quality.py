@@ -31,7 +31,6 @@ from benchmarks.quality.methods import (
     orders,
     parameters,
 )
-from benchmarks.quality.model import STARTS, start_as
 from benchmarks.quality.store import Store, method_key
 from benchmarks.quality.synthetic import synthetic
 from benchmarks.quality.train import Learner, Network, build, evaluate, keep, train
@@ -503,34 +502,6 @@ def test_orders_are_permutations_the_declared_first():
     assert all(sorted(order) == sorted(many[0]) for order in many)
     assert three[0] == tuple("abc")
     assert many[0] == tuple(f"m{k}" for k in range(9))
-
-
-def test_a_start_changes_what_it_says():
-    def made(*starts: str) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        fusion = GatedRecurrentFusion({"a": 3, "b": 2}, embed_dim=8, num_heads=2, opening="learned")
-        start_as(fusion, starts)
-        return {name: parameter.detach() for name, parameter in fusion.named_parameters()}
-
-    plain = made()
-    changed = {
-        start: {name for name, value in made(start).items() if not torch.equal(value, plain[name])}
-        for start in STARTS
-    }
-    assert changed["cancel"] == {"unit.norm.bias"}
-    assert changed["even"] == {"unit.linear.weight"}
-    assert changed["wide"] == {"initial_context"}
-    assert changed["spread"] == {"unit.linear.bias"}
-    assert changed["scaled"] == {
-        f"projections.{name}.{kind}" for name in "ab" for kind in ("weight", "bias")
-    }
-    assert all(name.startswith("block.") for name in changed["zero"])
-    assert len(changed["zero"]) == 12
-    gate, candidate = made("even")["unit.linear.weight"].split(8)
-    assert not gate.any()
-    assert candidate.all()
-    with pytest.raises(ValueError, match="cold"):
-        made("cold")
 
 
 def test_what_a_modality_says_alone_is_what_the_model_says_without_the_others():

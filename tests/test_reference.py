@@ -447,7 +447,9 @@ def test_reference_positions_equal_the_usual_table(dim: int) -> None:
 @pytest.mark.parametrize("dim", [1, 2, 9, 10, 15])
 def test_positions_are_exact_at_any_length_and_width(dim: int, dtype: torch.dtype) -> None:
     """With a projection of zeros and one real step t, the opening is row t of the encoding."""
-    fusion = GatedRecurrentFusion({"text": 3}, embed_dim=dim, num_heads=1, dtype=dtype)
+    fusion = GatedRecurrentFusion(
+        {"text": 3}, embed_dim=dim, num_heads=1, opening="first", dtype=dtype
+    )
     torch.nn.init.zeros_(fusion.get_parameter("projections.text.weight"))
     torch.nn.init.zeros_(fusion.get_parameter("projections.text.bias"))
     time = 7919

@@ -111,7 +111,7 @@ def icu2012(arrays: Arrays, most: int | None = None, *, last_events: int | None 
         widths,
         Task("binary", 1, "AUROC"),
         parts,
-        Budget(12, 64, grid((1e-3, 3e-3), (32, 64)), 4, sorted_chunks=8),
+        Budget(8, 64, grid((1e-3, 3e-3), (32, 64)), 8, sorted_chunks=8),
         curve(len(widths)),
         REFERENCE,
     )

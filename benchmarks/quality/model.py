@@ -9,8 +9,6 @@ from benchmarks.quality.data import Batch, Task
 from grf_fusion import GatedRecurrentFusion
 from grf_fusion.baselines import ConcatFusion, ContrastiveAlignment
 
-STARTS = {"zero", "even", "cancel", "wide", "scaled", "spread"}
-
 
 class Model(nn.Module):
     """A fusion, a norm and one linear layer; a binary outcome and a number have one score."""
@@ -118,45 +116,3 @@ class ConcatUnit(nn.Module):
         """Mix state and update; the gate it returns is 1, for all is overwritten."""
         mixed = self.norm(self.dropout(self.linear(torch.cat((state, update), dim=-1))))
         return (mixed, torch.ones_like(mixed)) if return_gate else mixed
-
-
-@torch.no_grad()
-def start_as(fusion: GatedRecurrentFusion, starts: Sequence[str]) -> None:
-    """Change where a fusion starts.
-
-    Args:
-        fusion: Ours.
-        starts: Any of ``"zero"``: the block's layers start as the identity, so that a chain of
-            many steps does not bury what is small; ``"even"``: the gates start as constants;
-            ``"cancel"``: the norm of the unit takes off
-            what position 0 adds to a pooled context at every step, (0, 1, 0, 1, ...), or it would
-            crowd out what the context holds; ``"wide"``: the learnt opening is drawn with
-            deviation 1; ``"scaled"``: projections are ``sqrt(dim)`` times as large, as Transformers
-            have it, or the positions added to them would drown what they say; ``"spread"``: the
-            gates' biases are spread over time scales from 1 step to the whole chain (Tallec &
-            Ollivier 2018).
-
-    Raises:
-        ValueError: If a start is unknown.
-    """
-    unknown = set(starts) - STARTS
-    if unknown:
-        raise ValueError(f"start_as: expected `starts` of {sorted(STARTS)}, got {unknown}.")
-    for name, parameter in fusion.named_parameters():
-        last = name.split(".")[-2:]
-        of_block = name.startswith(("block.", "blocks."))
-        if "zero" in starts and of_block and last[0] in ("out_proj", "linear2"):
-            parameter.zero_()
-        of_unit = name.startswith(("unit.", "units."))
-        if "cancel" in starts and of_unit and last == ["norm", "bias"]:
-            parameter[1::2] = -1.0
-        if "even" in starts and of_unit and last == ["linear", "weight"]:
-            # The first rows of the library's unit are its gate; `ConcatUnit` has none.
-            parameter[: len(parameter) - fusion.embed_dim] = 0.0
-        if "spread" in starts and of_unit and last == ["linear", "bias"]:
-            gate = parameter[: len(parameter) - fusion.embed_dim]
-            gate.copy_(-torch.log(1 + torch.rand_like(gate) * (len(fusion.modalities) - 1)))
-        if "scaled" in starts and name.startswith("projections."):
-            parameter.mul_(fusion.embed_dim**0.5)
-        if "wide" in starts and name == "initial_context":
-            parameter.normal_()

@@ -58,7 +58,7 @@ def hydraulic(arrays: Arrays, target: str, most: int | None = None) -> Dataset:
         labels=labels,
         index=parts,
         task=Task("classes", len(classes), "macro accuracy"),
-        budget=Budget(80, 64, grid((1e-3, 4e-3), (32, 64)), 20),
+        budget=Budget(80, 64, grid((1e-3, 4e-3), (32, 64)), 40, weight_decay=1.0),
         reference=tuple((f"{row}, as reported", "accuracy", value) for row, value in reference),
     )
 

@@ -35,10 +35,11 @@ class AdaptedModel(nn.Module):
             has no layer of that name, or two adapters declare a modality in different widths.
 
     Examples:
+        >>> import torch
         >>> layer = nn.TransformerEncoderLayer(8, 2, batch_first=True)
         >>> host = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         >>> adapter = FusionAdapter({"image": 6}, embed_dim=8, num_heads=2)
-        >>> model = AdaptedModel(host, {"layers.0": adapter})
+        >>> model = AdaptedModel(host, adapters={"layers.0": adapter})
         >>> model(torch.randn(4, 7, 8), features={"image": torch.randn(4, 5, 6)}).shape
         torch.Size([4, 7, 8])
         >>> model.remove() is host
@@ -50,7 +51,7 @@ class AdaptedModel(nn.Module):
     host: nn.Module
     adapters: nn.ModuleList
 
-    def __init__(self, host: nn.Module, adapters: Mapping[str, FusionAdapter]) -> None:
+    def __init__(self, host: nn.Module, *, adapters: Mapping[str, FusionAdapter]) -> None:
         declared = _check_adapters(host, adapters)
         super().__init__()
         self.layers = tuple(adapters)

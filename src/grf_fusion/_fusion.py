@@ -39,6 +39,7 @@ from grf_fusion._state import FusionState, FusionTrace, check_state
 from grf_fusion._step import OWNER, advance, open_chain, receive
 
 SETTINGS = (
+    "form",
     "embed_dim",
     "num_heads",
     "num_layers",
@@ -70,9 +71,16 @@ class GatedRecurrentFusion(nn.Module):
     .. code-block:: text
 
         p_k      = x_k W_k + b_k                                projections
+        (s', m') = SCA(h_{k-1}, p_k + PE)                       SymmetricCrossAttentionBlock
+        h_k      = GFU(h_{k-1}, Pool(s') + Pool(m'))            GatedFusionUnit, without a norm
+
+    from a learnt ``h_0``. With ``form="paper"`` it is, literally,
+
+    .. code-block:: text
+
         h_1      = Pool(p_1 + PE)                               opening
-        (s', m') = SCA(h_{k-1} + PE, p_k + PE)                  SymmetricCrossAttentionBlock
-        h_k      = GFU(Pool(s'), Pool(m'))                      GatedFusionUnit
+        (s', m') = SCA(h_{k-1} + PE, p_k + PE)
+        h_k      = GFU(Pool(s'), Pool(m'))                      with a norm
 
     Pool is the mean over real steps, PE the sinusoidal position encoding, counted from 0 (Vaswani
     et al. 2017). Source: GRF, arXiv 2507.02985, and the authors' code.
@@ -81,10 +89,12 @@ class GatedRecurrentFusion(nn.Module):
     untouched bit for bit, and nothing that a masked step or an absent modality holds, NaN included,
     has any influence on outputs or gradients.
 
-    Differences from the paper: in ``context="pooled"`` weights that cannot influence the output are
-    left out (see `SymmetricCrossAttentionBlock`); padding and absence are handled; ``context``,
-    ``opening="learned"``, ``gate_bias``, ``share_weights=False`` and the options of the block are
-    additions.
+    Differences from the paper, with ``form="paper"`` too: in ``context="pooled"`` weights that
+    cannot influence the output are left out (see `SymmetricCrossAttentionBlock`); padding and
+    absence are handled; ``context``, ``opening="learned"``, ``gate_bias``, ``share_weights=False``
+    and the options of the block are additions. The default form keeps the context itself where the
+    paper keeps what the block has made of it: there every step rewrites the memory, whatever the
+    gate says, and what early modalities said is lost along a long chain (docs/evidence.md).
 
     Args:
         modalities: Name and feature width of each modality, in the order of fusion; a mapping or
@@ -92,11 +102,14 @@ class GatedRecurrentFusion(nn.Module):
         embed_dim: Width ``d`` of the context.
         num_heads: Attention heads; divides ``embed_dim``.
         num_layers: Layers of each stack of the block.
+        form: ``"residual"`` or ``"paper"``, the two formulas above. The form also chooses
+            ``norm_first``, ``opening`` and ``gate_bias`` where they are ``None``.
         dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
-        dropout: Dropout probability in training: after PE is added, in the block, and on the gated
-            blend.
+        dropout: Dropout probability in training: after PE is added, in the block, and with
+            ``form="paper"`` on the gated blend.
         activation: ``"gelu"`` or ``"relu"``, in the block.
-        norm_first: Pre-norm instead of post-norm layers in the block.
+        norm_first: Pre-norm instead of post-norm layers in the block; ``None`` for pre-norm in
+            the residual form, post-norm in the paper's.
         self_attention: Whether the block's layers have self-attention, ``"linear"`` for one whose
             cost is linear in the length.
         symmetric: Whether the modality is enriched too.
@@ -109,8 +122,10 @@ class GatedRecurrentFusion(nn.Module):
             result.
         opening: ``"first"``: the first modality that a sample has opens its context (the paper).
             ``"learned"``: every sample starts from a learnt vector and every modality goes through
-            a step; for ``context="pooled"`` only.
-        gate_bias: Start of the gates' bias ``b_z``. ``"chrono"`` is ``-log(number of steps)``, so
+            a step; for ``context="pooled"`` only. ``None`` for ``"learned"`` where it can be in the
+            residual form, ``"first"`` otherwise.
+        gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"`` in the residual form,
+            0 in the paper's. ``"chrono"`` is ``-log(number of steps)``, so
             that at the start every modality has about the same say at the end of the chain
             (Tallec & Ollivier 2018).
         share_weights: One block and one unit for all steps (the paper), or one of each for every
@@ -118,7 +133,7 @@ class GatedRecurrentFusion(nn.Module):
         block: Makes the block, called without arguments; the module is called as
             `SymmetricCrossAttentionBlock` is. ``None`` for that block.
         unit: Makes the unit, called without arguments; the module is called as `GatedFusionUnit`
-            is, with ``return_gate=True``. ``None`` for that unit.
+            is, with ``return_gate=True``, on what the form's formula says. ``None`` for that unit.
         device: Where to make the parameters.
         dtype: Floating-point type of the parameters.
 
@@ -144,6 +159,7 @@ class GatedRecurrentFusion(nn.Module):
     dim_feedforward: int | None
     dropout: float
     activation: Literal["gelu", "relu"]
+    form: Literal["residual", "paper"]
     norm_first: bool
     self_attention: bool | Literal["linear"]
     symmetric: bool
@@ -168,17 +184,18 @@ class GatedRecurrentFusion(nn.Module):
         embed_dim: int,
         num_heads: int,
         num_layers: int = 1,
+        form: Literal["residual", "paper"] = "residual",
         dim_feedforward: int | None = None,
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
-        norm_first: bool = False,
+        norm_first: bool | None = None,
         self_attention: bool | Literal["linear"] = True,
         symmetric: bool = True,
         packing: bool | Literal["auto"] = "auto",
         checkpoint: bool = False,
         context: Literal["pooled", "first_sequence", "sequence"] = "pooled",
-        opening: Literal["first", "learned"] = "first",
-        gate_bias: float | Literal["chrono"] = 0.0,
+        opening: Literal["first", "learned"] | None = None,
+        gate_bias: float | Literal["chrono"] | None = None,
         share_weights: bool = True,
         block: Callable[[], nn.Module] | None = None,
         unit: Callable[[], nn.Module] | None = None,
@@ -188,14 +205,8 @@ class GatedRecurrentFusion(nn.Module):
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
         expect_probability(OWNER, "dropout", dropout)
-        expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
-        expect_choice(OWNER, "opening", opening, ("first", "learned"))
+        norm_first, opening, gate_bias = _settle(form, context, norm_first, opening, gate_bias)
         expect_flag(OWNER, "share_weights", share_weights)
-        if opening == "learned" and context != "pooled":
-            raise ValueError(
-                f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
-                "A learnt opening is one vector: use context='pooled'."
-            )
         if block is None:
             check_block_options(
                 embed_dim,
@@ -212,14 +223,13 @@ class GatedRecurrentFusion(nn.Module):
             )
         else:
             check_factory(OWNER, "block", block)
-        if isinstance(gate_bias, str):
-            expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",))
-        elif unit is None:
+        if unit is None and not isinstance(gate_bias, str):
             check_unit_options(embed_dim, dropout=dropout, gate_bias=gate_bias)
         if unit is not None:
             check_factory(OWNER, "unit", unit)
         super().__init__()
         self.modalities = declared
+        self.form: Literal["residual", "paper"] = form
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_layers = num_layers
@@ -548,8 +558,15 @@ class GatedRecurrentFusion(nn.Module):
         bias = self.gate_bias
         if isinstance(bias, str):
             bias = -math.log(max(1, modalities - (self.opening == "first")))
+        # What is kept must not be dropped or rescaled at every step.
+        paper = self.form == "paper"
         unit = GatedFusionUnit(
-            self.embed_dim, dropout=self.dropout, gate_bias=bias, device=device, dtype=dtype
+            self.embed_dim,
+            dropout=self.dropout if paper else 0.0,
+            norm=paper,
+            gate_bias=bias,
+            device=device,
+            dtype=dtype,
         )
         return block, unit
 
@@ -613,6 +630,7 @@ class GatedRecurrentFusion(nn.Module):
             unit,
             encode=self._encode,
             mode=self.context,
+            residual=self.form == "residual",
             all_open=self.initial_context is not None,
         )
         return FusionState(state.context, state.mask, seen), gate
@@ -628,3 +646,29 @@ class GatedRecurrentFusion(nn.Module):
     def _summary(self, state: FusionState) -> Tensor:
         context = self._readout(state)
         return context if context.ndim == 2 else masked_mean(context, state.mask)
+
+
+def _settle(
+    form: Literal["residual", "paper"],
+    context: Literal["pooled", "first_sequence", "sequence"],
+    norm_first: bool | None,  # noqa: FBT001 (five options, as they are given)
+    opening: Literal["first", "learned"] | None,
+    gate_bias: float | Literal["chrono"] | None,
+) -> tuple[bool, Literal["first", "learned"], float | Literal["chrono"]]:
+    """Check what the form decides, and decide what was left to it."""
+    expect_choice(OWNER, "form", form, ("residual", "paper"))
+    expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
+    residual = form == "residual"
+    if opening is None:
+        opening = "learned" if residual and context == "pooled" else "first"
+    expect_choice(OWNER, "opening", opening, ("first", "learned"))
+    if opening == "learned" and context != "pooled":
+        raise ValueError(
+            f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
+            "A learnt opening is one vector: use context='pooled'."
+        )
+    if gate_bias is None:
+        gate_bias = "chrono" if residual else 0.0
+    if isinstance(gate_bias, str):
+        expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",))
+    return residual if norm_first is None else norm_first, opening, gate_bias

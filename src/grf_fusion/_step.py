@@ -94,6 +94,7 @@ def advance(
     *,
     encode: Callable[[Tensor], Tensor],
     mode: Mode,
+    residual: bool,
     all_open: bool,
 ) -> tuple[FusionState, Tensor]:
     """Fuse where a sample has context and modality, open where it has only the modality.
@@ -105,6 +106,7 @@ def advance(
         unit: Gated fusion unit.
         encode: Adds positions and their dropout to the context.
         mode: What the context is.
+        residual: Whether the gate keeps the context itself.
         all_open: Whether every sample has a context by construction.
 
     Returns:
@@ -116,7 +118,7 @@ def advance(
     is_open = state.mask.any(dim=1)
     fuses = incoming.present & is_open
     opens = incoming.present & ~is_open
-    met = _meet(state, incoming, block, unit, encode=encode, mode=mode)
+    met = _meet(state, incoming, block, unit, encode=encode, mode=mode, residual=residual)
     gate = met.gate.masked_fill(~fuses.unsqueeze(1), 0.0)
     if all_open:
         return FusionState(_select(fuses, met.fused, met.held), state.mask, state.present), gate
@@ -141,9 +143,12 @@ def _meet(
     *,
     encode: Callable[[Tensor], Tensor],
     mode: Mode,
+    residual: bool,
 ) -> Met:
     is_sequence = state.context.ndim == 3
-    encoded = encode(state.context if is_sequence else state.context.unsqueeze(1))
+    context = state.context if is_sequence else state.context.unsqueeze(1)
+    # A position that is added to one vector at every step crowds out what the vector has kept.
+    encoded = context if residual and not is_sequence else encode(context)
     readable = unmask_empty(state.mask) if is_sequence else None
     # Where steps are packed an empty sequence costs nothing; elsewhere no block ever meets one, and
     # saying that everybody is present changes no bit.
@@ -159,15 +164,15 @@ def _meet(
     )
     update = masked_mean(update, incoming.mask)
     if mode == "sequence":
-        broadcast = update.unsqueeze(1).expand_as(enriched)
-        fused, gate = _pair(
-            "unit()", unit(enriched, broadcast, return_gate=True), (enriched, enriched)
-        )
+        update = update.unsqueeze(1)
+        pair = (context, enriched + update) if residual else (enriched, update.expand_as(enriched))
+        fused, gate = _pair("unit()", unit(*pair, return_gate=True), (enriched, enriched))
         return Met(fill_masked(fused, state.mask), state.context, masked_mean(gate, state.mask))
     pooled = masked_mean(enriched, readable)
-    fused, gate = _pair("unit()", unit(pooled, update, return_gate=True), (pooled, pooled))
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, state.mask) if is_sequence else state.context
+    pair = (held, pooled + update) if residual else (pooled, update)
+    fused, gate = _pair("unit()", unit(*pair, return_gate=True), (pooled, pooled))
     return Met(fused, held, gate)
 
 

@@ -124,6 +124,7 @@ def _load_grf(
         embed_dim=dim,
         num_heads=num_heads,
         num_layers=layers,
+        form="paper",
         dim_feedforward=hidden,
         context="first_sequence",
         share_weights=False,

@@ -1,0 +1,93 @@
+"""A long training run: every batch lacks something else, has other lengths and another order."""
+
+import gc
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from grf_fusion import GatedRecurrentFusion, ModalityDropout
+
+# 2,000 is the full soak, minutes long; on CI a part of it.
+STEPS = int(os.environ.get("GRF_FUSION_SOAK", "250"))
+WARM_UP = STEPS // 5
+WIDTHS = {"text": 7, "image": 11, "audio": 13}
+ORDERS = list(itertools.permutations(WIDTHS))
+EMBED, HEADS = 24, 3
+# Of the resident memory, which the allocator rounds and fragments.
+MOST_GROWTH = 48 * 2**20
+
+
+def make_batch(step: int, order: tuple[str, ...]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    batch = int(torch.randint(2, 9, (), generator=generator))
+    features, masks = {}, {}
+    for name, width in WIDTHS.items():
+        time = int(torch.randint(2, 24, (), generator=generator))
+        features[name] = torch.randn(batch, time, width, generator=generator)
+        masks[name] = torch.rand(batch, time, generator=generator) > 0.3
+        features[name][~masks[name]] = float("nan")
+    present = torch.rand(batch, len(WIDTHS), generator=generator) > 0.3
+    for name, column in zip(WIDTHS, present.unbind(1), strict=True):
+        features[name][~column] = float("inf")
+    return {"features": features, "masks": masks, "present": present, "order": order}
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+# inductor's own use of its logs
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_long_training(how: str, precision: str) -> None:
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=EMBED, num_heads=HEADS, dropout=0.1)
+    head, drop = nn.Linear(EMBED, 1), ModalityDropout(0.2)
+    run: Any = fusion
+    if how == "compiled":
+        run = torch.compile(fusion, fullgraph=True, dynamic=True, backend="aot_eager")
+    optimizer = torch.optim.AdamW([*fusion.parameters(), *head.parameters()], lr=1e-3)
+    half = precision != "float32"
+    graphs = memory = living = 0
+    for step in range(STEPS):
+        batch = make_batch(step, ORDERS[step % len(ORDERS)])
+        batch["present"] = drop(batch["present"])
+        with torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext():
+            fused = run(**batch)
+            loss = head(fused).float().pow(2).mean() + fused.float().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        assert bool(loss.isfinite()), f"step {step}"
+        assert all(bool(p.grad.isfinite().all()) for p in fusion.parameters()), f"step {step}"
+        optimizer.step()
+        if step == WARM_UP:
+            del batch, fused, loss
+            graphs, memory, living = counters["stats"]["unique_graphs"], resident(), tensors()
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert graphs == (len(ORDERS) if how == "compiled" else 0)
+    assert resident() - memory < MOST_GROWTH
+    del batch, fused, loss
+    assert tensors() <= living + 8
