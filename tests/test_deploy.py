@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -210,13 +211,35 @@ def to_int8(plain: Path, small: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(small)
     onnxruntime.InferenceSession(plain, options)
+    # The quantiser transposes weights of a head and then trips over shapes noted before.
+    folded = onnx.load(small)
+    del folded.graph.value_info[:]
+    onnx.save(folded, small)
     quantize_dynamic(small, small, weight_type=QuantType.QInt8, per_channel=True)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_int8(form: str, tmp_path: Path) -> None:
+class Headed(nn.Module):
+    """A fusion with two heads."""
+
+    def __init__(self, fusion: Any) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.heads = nn.ModuleList(nn.Linear(fusion.embed_dim, size) for size in (4, 3))
+
+    def forward(self, features: Any, masks: Any, present: Tensor) -> Tensor:
+        fused = self.fusion(features, masks=masks, present=present)
+        return torch.cat([head(fused) for head in self.heads], dim=-1)
+
+
+@pytest.mark.parametrize("headed", [False, True], ids=["alone", "with heads"])
+@pytest.mark.parametrize("form", ["pooled", "own weights, no self-attention"])
+def test_int8(form: str, headed: bool, tmp_path: Path) -> None:
     """Weights that all steps share too: onnxruntime would transpose them once a step."""
-    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=128, num_heads=4, **FORMS[form]).eval()
+    fusion: nn.Module = GatedRecurrentFusion(
+        WIDTHS, embed_dim=128, num_heads=4, **FORMS[form]
+    ).eval()
+    if headed:
+        fusion = Headed(fusion).eval()
     plain, small = tmp_path / "fusion.onnx", tmp_path / "int8.onnx"
     to_onnx(fusion, plain, 20)
     to_int8(plain, small)
