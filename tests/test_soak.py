@@ -22,7 +22,7 @@ WIDTHS = {"text": 7, "image": 11, "audio": 13}
 ORDERS = list(itertools.permutations(WIDTHS))
 EMBED, HEADS = 24, 3
 # Of the resident memory, which the allocator rounds and fragments.
-MOST_GROWTH = 48 * 2**20
+MOST_GROWTH = 96 * 2**20
 
 
 def make_batch(step: int, order: tuple[str, ...]) -> dict[str, Any]:
@@ -96,4 +96,5 @@ def test_long_training(how: str, precision: str) -> None:
     assert graphs == (len(orders) if how == "compiled" else 0)
     assert resident() - memory < MOST_GROWTH
     del batch, fused, loss
-    assert tensors() <= living + 8
+    # One tensor a step that is kept would be all of the later steps.
+    assert tensors() < living + (STEPS - WARM_UP) // 2
