@@ -1,6 +1,6 @@
 """Train the fusion of examples/hydraulic.py, and run it wherever it can be deployed.
 
-    python -m benchmarks.deploy --data FOLDER        a few minutes; prints the table of the docs
+    python -m benchmarks.deploy --data FOLDER        prints a table; more than ten minutes
 
 Size is that of the file, latency the median of one cycle (17 sensors, batch 1) on one thread, all
 runtimes in turns, and difference the largest one of a score to eager PyTorch on the test cycles.

@@ -323,11 +323,14 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def test_readme_code_runs() -> None:
+def test_readme_code_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = python_blocks((REPOSITORY / "README.md").read_text("utf-8"))
     assert blocks
     code = compile("\n".join(blocks), "README.md", "exec")
     exec(code, {"__name__": "readme"})  # noqa: S102 - the code is our own README
+    said = re.findall(r"^print\(.*\)  # (\(.*?\))", "\n".join(blocks), re.MULTILINE)
+    assert said
+    assert capsys.readouterr().out == "".join(f"torch.Size([{s[1:-1]}])\n" for s in said)
 
 
 def test_python_blocks_are_found() -> None:

@@ -85,16 +85,16 @@ class GatedRecurrentFusion(nn.Module):
     Pool is the mean over real steps, PE the sinusoidal position encoding, counted from 0 (Vaswani
     et al. 2017). Source: GRF, arXiv 2507.02985, and the authors' code.
 
-    A sample opens with the first modality that it has. A modality that it lacks leaves its state
-    untouched bit for bit, and nothing that a masked step or an absent modality holds, NaN included,
-    has any influence on outputs or gradients.
+    With ``opening="first"`` a sample opens with the first modality that it has. A modality that it
+    lacks leaves its state untouched bit for bit, and nothing that a masked step or an absent
+    modality holds, NaN included, has any influence on outputs or gradients.
 
     Differences from the paper, with ``form="paper"`` too: in ``context="pooled"`` weights that
     cannot influence the output are left out (see `SymmetricCrossAttentionBlock`); padding and
     absence are handled; ``context``, ``opening="learned"``, ``gate_bias``, ``share_weights=False``
     and the options of the block are additions. The default form keeps the context itself where the
     paper keeps what the block has made of it: there every step rewrites the memory, whatever the
-    gate says, and what early modalities said is lost along a long chain (docs/evidence.md).
+    gate says, and what early modalities said fades along a long chain.
 
     Args:
         modalities: Name and feature width of each modality, in the order of fusion; a mapping or
