@@ -385,6 +385,9 @@ class TestAdaptedModel:
             assert_close({"": actual}, {"": model(x, **call, present=present)})
         assert counters["stats"]["unique_graphs"] == 1
 
+    def test_shows_where_the_adapters_are(self) -> None:
+        assert "layers=('layers.0', 'layers.1')" in repr(make_model())
+
     def test_host_cannot_be_called_around_it(self) -> None:
         model = make_model()
         with pytest.raises(ShapeError, match=r"expected `host` to run .*'layers\.0'.*remove"):

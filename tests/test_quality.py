@@ -483,8 +483,12 @@ def test_methods_are_told_apart_and_have_equal_trials():
     }
     assert {f"alone: {name}" for name in "abc"} <= known.keys()
     assert "GRF, gradient modulation" not in methods(synthetic("regression"))
-    # Only other orders of ours have no trials of their own.
-    assert {m.group for m in known.values() if m.tuned_as is not None} == {"order"}
+    # One thing changed, in which order, or read alone: these take the settings of ours.
+    ours = {m.group for m in known.values() if m.tuned_as == GRF}
+    assert ours == {"order", "ablation", "single"}
+    assert {m.group for m in known.values() if m.tuned_as is None} == {
+        *("reference", "baseline", "grf"),
+    }
 
 
 def test_every_ablation_differs_from_ours():

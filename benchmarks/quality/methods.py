@@ -237,11 +237,14 @@ def methods(dataset: Dataset) -> dict[str, Method]:
     found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
     found.append(Method("GRF, as in the paper", "grf", grf(**PAPER), PAPER))
     found += [_ours(name, "grf", options) for name, options in MODES.items()]
-    found += [_ours(name, "ablation", options) for name, options in ABLATIONS.items()]
+    # One thing changed, and not the learning rate or the width too.
+    like = {"tuned_as": GRF}
+    found += [_ours(name, "ablation", options, **like) for name, options in ABLATIONS.items()]
     for name, training in TRAININGS.items():
         kinds = ("classes", "binary") if training.modulation else Method.kinds
-        found.append(_ours(name, "ablation", {}, training, kinds=kinds))
-    found += [_ours(f"alone: {n}", "single", {}, Training(0), only=n) for n in dataset.modalities]
+        found.append(_ours(name, "ablation", {}, training, kinds=kinds, **like))
+    for name in dataset.modalities:
+        found.append(_ours(f"alone: {name}", "single", {}, Training(0), only=name, **like))
     for k in range(1, len(orders(list(dataset.modalities)))):
         name = f"GRF, order {k}"
         found.append(_ours(name, "order", {}, Training(order=k), tuned_as=GRF, seeds=1))

@@ -115,8 +115,9 @@ def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
     budget = about["budget"]
     yield (
         f"{len(about['modalities'])} modalities, {100 * about['absent']:.1f} % absent in train; "
-        f"{sizes} samples to train, validate and test on; {len(budget['trials'])} trials a method, "
-        f"at most {budget['epochs']} epochs; chosen by {task.primary}."
+        f"{sizes} samples to train, validate and test on; {len(budget['trials'])} trials a method "
+        "(single modalities, other orders and GRF with one thing changed take the settings that "
+        f"GRF's chose), at most {budget['epochs']} epochs; chosen by {task.primary}."
     )
     yield ""
     metrics = COLUMNS[task.kind]
