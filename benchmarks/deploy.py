@@ -1,6 +1,6 @@
 """Train the fusion of examples/hydraulic.py, and run it wherever it can be deployed.
 
-    python -m benchmarks.deploy --data FOLDER        prints a table; more than ten minutes
+    python -m benchmarks.deploy --data FOLDER        prints a table; some minutes
 
 Size is that of the file, latency the median of one cycle (17 sensors, batch 1) on one thread, all
 runtimes in turns, and difference the largest one of a score to eager PyTorch on the test cycles.
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnxruntime
@@ -30,6 +31,14 @@ import hydraulic
 OPSETS = (18, 20, 23)
 REPEATS = 200
 Run = Callable[[Tensor, Tensor], Tensor]
+
+
+class Form(NamedTuple):
+    """The model as it is deployed: bytes on disk, what runs it, and the most cycles at a time."""
+
+    size: int | None
+    run: Run
+    batch: int | None = None
 
 
 class Scores(nn.Module):
@@ -61,23 +70,22 @@ def main() -> None:
     present = torch.ones(len(test), len(hydraulic.SENSORS), dtype=torch.bool)
     present[::5, 3] = False
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        runs = convert(model, Path(folder), (features[:5], present[:5]))
-        latency: dict[str, list[float]] = {name: [] for name in runs}
+        forms = convert(model, Path(folder), (features[:5], present[:5]))
+        latency: dict[str, list[float]] = {name: [] for name in forms}
         for repeat in range(options.repeats):
-            for name, (_, run) in runs.items():
+            for name, form in forms.items():
                 start = time.perf_counter()
-                run(features[repeat : repeat + 1], present[repeat : repeat + 1])
+                form.run(features[repeat : repeat + 1], present[repeat : repeat + 1])
                 latency[name].append(1000 * (time.perf_counter() - start))
         wanted = model(features, present)
         sys.stdout.write(
             "| where | size, kB | latency, ms | largest difference | accumulator | valve |\n"
         )
         sys.stdout.write("| --- | --- | --- | --- | --- | --- |\n")
-        for name, (size, run) in runs.items():
-            # One by one, as ExecuTorch's program has it.
-            found = torch.cat(
-                [run(x, p) for x, p in zip(features.split(1), present.split(1), strict=True)]
-            )
+        for name, (size, run, most) in forms.items():
+            batch = most or len(features)
+            parts = zip(features.split(batch), present.split(batch), strict=True)
+            found = torch.cat([run(*part) for part in parts])
             scores = dict(zip(hydraulic.TARGETS, found.split(4, dim=1), strict=True))
             accuracy = [
                 hydraulic.macro_accuracy(scores[target].argmax(dim=1), labels[test])
@@ -90,16 +98,11 @@ def main() -> None:
             )
 
 
-def convert(
-    model: nn.Module, folder: Path, example: tuple[Tensor, Tensor]
-) -> dict[str, tuple[int | None, Run]]:
-    """Return the size of each form and what runs it."""
+def convert(model: nn.Module, folder: Path, example: tuple[Tensor, Tensor]) -> dict[str, Form]:
+    """Return the model in each form."""
     batch = {0: Dim.DYNAMIC}
     compiled = torch.compile(model, fullgraph=True)
-    runs: dict[str, tuple[int | None, Run]] = {
-        "PyTorch, eager": (None, model),
-        "PyTorch, compiled": (None, compiled),
-    }
+    forms = {"PyTorch, eager": Form(None, model), "PyTorch, compiled": Form(None, compiled)}
     with torch.inference_mode(mode=False), torch.no_grad():
         for opset in OPSETS:
             path = folder / f"{opset}.onnx"
@@ -108,7 +111,7 @@ def convert(
                 verbose=False,
             )  # fmt: skip
             program.save(path)
-            runs[f"onnxruntime, opset {opset}"] = path.stat().st_size, onnx_session(path)
+            forms[f"onnxruntime, opset {opset}"] = Form(path.stat().st_size, onnx_session(path))
         small = folder / "int8.onnx"
         settings = onnxruntime.SessionOptions()
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -118,24 +121,26 @@ def convert(
         del folded.graph.value_info[:]
         onnx.save(folded, small)
         quantize_dynamic(small, small, weight_type=QuantType.QInt8, per_channel=True)
-        runs["onnxruntime, int8"] = small.stat().st_size, onnx_session(small)
+        forms["onnxruntime, int8"] = Form(small.stat().st_size, onnx_session(small))
         one = tuple(x[:1].clone() for x in example)
         lowered = to_edge_transform_and_lower(
             export(model, one), partitioner=[XnnpackPartitioner()]
         ).to_executorch()
         (folder / "fusion.pte").write_bytes(lowered.buffer)
         method = Runtime.get().load_program(folder / "fusion.pte").load_method("forward")
-        runs["ExecuTorch, XNNPACK"] = (
+        # Its lowering fixes the batch.
+        forms["ExecuTorch, XNNPACK"] = Form(
             len(lowered.buffer),
             lambda x, p: method.execute([x.contiguous(), p.contiguous()])[0].clone(),
+            batch=1,
         )
         package = folder / "fusion.pt2"
         torch._inductor.aoti_compile_and_package(  # noqa: SLF001 (its documented name)
             export(model, example, dynamic_shapes=(batch, batch)), package_path=str(package)
         )
         loaded = torch._inductor.aoti_load_package(str(package))  # noqa: SLF001
-        runs["AOTInductor"] = package.stat().st_size, loaded
-    return runs
+        forms["AOTInductor"] = Form(package.stat().st_size, loaded)
+    return forms
 
 
 def onnx_session(path: Path) -> Run:
