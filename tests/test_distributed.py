@@ -3,6 +3,7 @@
 The processes talk by gloo over the loopback device; tests/distributed_worker.py is what they run.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,31 +17,29 @@ from grf_fusion.parallel import tensor_parallel_plan
 from refusal import assert_refused
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
+EXAMPLE = WORKER.parents[1] / "examples" / "distributed.py"
 # Far more than it takes: what comes near it hangs.
 SECONDS = 240
 
 pytestmark = pytest.mark.slow
 
 
-def run(case: str, processes: int, folder: Path, *forms: str) -> None:
-    """Run a case on several processes, and fail with what they printed if one of them does."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        str(WORKER),
-        case,
-        str(folder),
-        *forms,
-    ]
+def torchrun(processes: int, *arguments: object) -> str:
+    """Return what several processes print, and fail with it if one of them does or hangs."""
+    launch = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    command = [sys.executable, *launch, *map(str, arguments)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        pytest.fail(f"{case} on {processes} processes hangs: {error.stdout} {error.stderr}")
+        pytest.fail(f"{arguments} on {processes} hangs: {error.stdout} {error.stderr}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("done") == processes * len(forms or FORMS), done.stdout
+    return done.stdout
+
+
+def run(case: str, processes: int, folder: Path, *forms: str) -> None:
+    """Run a case on several processes."""
+    printed = torchrun(processes, WORKER, case, folder, *forms)
+    assert printed.count("done") == processes * len(forms or FORMS), printed
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -59,6 +58,16 @@ def test_checkpoint_of_four_processes_loads_on_two_and_on_one(tmp_path: Path) ->
 def test_a_case_can_fail(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"FileNotFoundError|CheckpointException"):
         run("load", 1, tmp_path, "pooled")
+
+
+def test_example_trains(data_dir: Path) -> None:
+    printed = torchrun(2, EXAMPLE, "--data", data_dir / "hydraulic", "--epochs", 4)
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert len(losses) == 4
+    # Two targets of four classes each at chance have 2 log 4.
+    assert min(losses) < 0.9 * losses[0] < 3.0
+    assert "valve on validation: 0 missing 0." in printed
+    assert "2 processes" in printed
 
 
 def test_plan_names_every_attention_and_feedforward() -> None:
