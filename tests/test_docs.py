@@ -11,9 +11,9 @@ import hosts  # noqa: F401
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Behind a call of print, and as a block of text right behind a block of Python.
+# Behind a call of print, and as a block of its own.
 SAID = re.compile(
-    r"^ *print\([^\n]*\)  # (?P<line>[^\n]+)$|^```\n\n```text\n(?P<block>.*?)^```$",
+    r"^ *print\([^\n]*\)  # (?P<line>[^\n]+)$|^``` \{ \.text \.printed \}\n(?P<block>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 PAGES = {
@@ -55,7 +55,7 @@ def test_pages_are_found() -> None:
 def test_claims_are_found() -> None:
     page = (
         "```python\nprint(a)  # (2, 3)\nif b:\n    print(b)  # True\nprint(c)\n```\n\n"
-        "```text\none\ntwo\n```\n\nProse.\n\n```text\nnot printed\n```\n"
+        "``` { .text .printed }\none\ntwo\n```\n\nProse.\n\n```text\nnot printed\n```\n"
     )
     assert said(page) == ["(2, 3)", "True", "one", "two"]
 
