@@ -133,7 +133,7 @@ class GatedFusionUnit(nn.Module):
             state: What is known so far.
             update: What has just arrived.
             return_gate: Also return the gate, in [0, 1]: the share of each feature that was
-                overwritten.
+                overwritten; with ``identity_init`` times ``gate_scale``, which is not bounded.
 
         Returns:
             The new state, or the new state and the gate.
