@@ -1,4 +1,4 @@
-"""The cost model of docs/how-to/distributed.md against what modules hold, compute and keep."""
+"""The cost model of docs/cost.md against what modules hold, compute and keep."""
 
 import itertools
 from typing import Any

@@ -1,6 +1,7 @@
-"""Every Python block of the documentation runs, page by page."""
+"""Every Python block of the documentation runs, page by page, and prints what the page says."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,23 +11,57 @@ import hosts  # noqa: F401
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Behind a call of print, and as a block of its own.
+SAID = re.compile(
+    r"^ *print\([^\n]*\)  # (?P<line>[^\n]+)$|^``` \{ \.text \.printed \}\n(?P<block>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 PAGES = {
-    str(path.relative_to(DOCS)): BLOCK.findall(path.read_text("utf-8"))
-    for path in sorted(DOCS.rglob("*.md"))
+    str(path.relative_to(DOCS)): path.read_text("utf-8") for path in sorted(DOCS.rglob("*.md"))
 }
 
 
+def said(page: str) -> list[str]:
+    """Return the lines that a page says its code prints, in order."""
+    found = (match["line"] or match["block"] for match in SAID.finditer(page))
+    return [line for text in found for line in text.splitlines()]
+
+
+def unsaid(claims: Iterable[str], printed: str) -> list[str]:
+    """Return the claims that are not among the printed lines, in order; more may be printed."""
+    lines = iter(printed.splitlines())
+    return [claim for claim in claims if claim not in lines]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if BLOCK.search(text)])
 # Of other people's libraries.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    code = compile("\n".join(PAGES[page]), page, "exec")
+    code = compile("\n".join(BLOCK.findall(PAGES[page])), page, "exec")
     exec(code, {"__name__": "page"})  # noqa: S102 - the code is our own
+    assert unsaid(said(PAGES[page]), capsys.readouterr().out) == []
 
 
 def test_pages_are_found() -> None:
     assert {"how-to/encoders.md", "how-to/insert.md", "how-to/streaming.md"} <= set(PAGES)
+
+
+def test_claims_are_found() -> None:
+    page = (
+        "```python\nprint(a)  # (2, 3)\nif b:\n    print(b)  # True\nprint(c)\n```\n\n"
+        "``` { .text .printed }\none\ntwo\n```\n\nProse.\n\n```text\nnot printed\n```\n"
+    )
+    assert said(page) == ["(2, 3)", "True", "one", "two"]
+
+
+def test_false_claims_are_seen() -> None:
+    printed = "one\ntwo\nthree\n"
+    assert unsaid(["one", "three"], printed) == []
+    assert unsaid(["four"], printed) == ["four"]
+    assert unsaid(["two", "one"], printed) == ["one"]

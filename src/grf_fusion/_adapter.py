@@ -30,8 +30,6 @@ class FusionAdapter(nn.Module):
 
     With the hidden states ``h`` and modality ``k`` a sequence ``x_k``, one after the other:
 
-    .. code-block:: text
-
         p_k      = x_k W_k + b_k + PE                       projections
         (s', m') = SCA(LN(h), p_k)                          SymmetricCrossAttentionBlock
         h        = GFU(h, s' + Pool(m'))                    GatedFusionUnit, identity_init

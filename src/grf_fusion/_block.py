@@ -61,8 +61,6 @@ class SymmetricCrossAttentionBlock(nn.Module):
     at the context and reads the modality; the modality stack starts at the modality and reads the
     context. What is read is the *input* of the other stack, the same for all layers. A layer is
 
-    .. code-block:: text
-
         x = LN(x + SelfAttn(x))
         x = LN(x + CrossAttn(x, memory))
         x = LN(x + FF(x))                      FF = Linear, activation, Linear

@@ -68,15 +68,11 @@ class GatedRecurrentFusion(nn.Module):
 
     Modality ``k`` of ``n`` is a sequence ``x_k`` of its own width and length:
 
-    .. code-block:: text
-
         p_k      = x_k W_k + b_k                                projections
         (s', m') = SCA(h_{k-1}, p_k + PE)                       SymmetricCrossAttentionBlock
         h_k      = GFU(h_{k-1}, Pool(s') + Pool(m'))            GatedFusionUnit, without a norm
 
     from a learnt ``h_0``. With ``form="paper"`` it is, literally,
-
-    .. code-block:: text
 
         h_1      = Pool(p_1 + PE)                               opening
         (s', m') = SCA(h_{k-1} + PE, p_k + PE)

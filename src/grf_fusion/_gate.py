@@ -33,8 +33,6 @@ def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> N
 class GatedFusionUnit(nn.Module):
     r"""Blend a state with an update through a learnt gate.
 
-    .. code-block:: text
-
         z = sigmoid([s; u] W_z + b_z)          update gate: 0 keeps, 1 overwrites
         c = tanh([s; u] W_c + b_c)             candidate
         h = LayerNorm(dropout((1 - z) * s + z * c))
@@ -135,7 +133,7 @@ class GatedFusionUnit(nn.Module):
             state: What is known so far.
             update: What has just arrived.
             return_gate: Also return the gate, in [0, 1]: the share of each feature that was
-                overwritten.
+                overwritten; with ``identity_init`` times ``gate_scale``, which is not bounded.
 
         Returns:
             The new state, or the new state and the gate.

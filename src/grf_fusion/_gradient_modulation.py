@@ -28,8 +28,6 @@ def modulate_gradients(
 
     To be called between ``backward()`` and the optimiser's step:
 
-    .. code-block:: text
-
         s_k   = mean of softmax(logits_k)[target] over the samples that have modality k
         rho_k = s_k / mean of s_j over the other modalities j that some sample has
         c_k   = 1 - tanh(alpha * rho_k) if rho_k > 1, else 1

@@ -16,8 +16,6 @@ class LinearAttention(nn.Module):
 
     A query i reads the real steps j of its sample,
 
-    .. code-block:: text
-
         sum_j phi(q_i)^T phi(k_j) v_j / sum_j phi(q_i)^T phi(k_j)
 
     where the sums over j are formed once for all queries. Unlike in a softmax the bias of the keys

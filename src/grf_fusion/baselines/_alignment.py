@@ -29,8 +29,6 @@ class ContrastiveAlignment(nn.Module):
     Not a fusion: `forward` returns a loss, `embed` one vector for each modality, and what becomes
     of them is up to the fusion that follows.
 
-    .. code-block:: text
-
         z_k   = v_k / |v_k|,  v_k = Pool(x_k W_k + b_k)        mean over real steps
         S_jk  = s * z_j z_k^T                                  (samples, samples)
         L_jk  = (CE(S_jk, diagonal) + CE(S_jk^T, diagonal)) / 2

@@ -28,8 +28,6 @@ OWNER = "ConcatFusion"
 class ConcatFusion(nn.Module):
     r"""Concatenate the modalities and mix them.
 
-    .. code-block:: text
-
         p_k   = x_k W_k + b_k
         late:   h = W_2 GELU(W_1 [Pool(p_1); ...; Pool(p_n)] + c_1) + c_2
         early:  h = Pool(Encoder([p_1 + PE; ...; p_n + PE]))

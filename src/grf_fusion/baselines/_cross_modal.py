@@ -27,8 +27,6 @@ OWNER = "CrossModalAttentionFusion"
 class CrossModalAttentionFusion(nn.Module):
     r"""Let every modality read all the others, in groups that know nothing of each other.
 
-    .. code-block:: text
-
         e_k = x_k W_k + b_k + PE
         r_k = LayerNorm_k(e_k + Attention_k(queries e_k, keys and values [e_j; j != k]))
         h   = [Pool(r_1); ...; Pool(r_n)] W + b

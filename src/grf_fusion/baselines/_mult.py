@@ -25,8 +25,6 @@ FEWEST_MEMORY_LAYERS = 3
 class MulT(nn.Module):
     r"""Pairwise cross-modal Transformers (Tsai et al. 2019), for any number of modalities.
 
-    .. code-block:: text
-
         p_k    = x_k W_k                                               d wide
         c_kj   = Stack_kj(p_k, reads p_j)                              for every j != k
         m_k    = Stack_k([c_kj; j != k])                               (n - 1) d wide, reads itself
@@ -35,8 +33,6 @@ class MulT(nn.Module):
 
     with ``d`` = ``stack_dim``. A stack starts at ``sqrt(width) * input + PE``, also for what it
     reads, and ends with a LayerNorm; its layers are
-
-    .. code-block:: text
 
         x = x + Attention(LN(x), LN(memory), LN(memory))               the same LN for both
         x = x + W_2 relu(W_1 LN'(x))

@@ -19,8 +19,6 @@ OWNER = "WeightedSumFusion"
 class WeightedSumFusion(nn.Module):
     r"""Add the modalities up, each with one weight a sample.
 
-    .. code-block:: text
-
         v_k = Pool(x_k W_k + b_k)                          mean over real steps, 0 where absent
         g   = [v_1; ...; v_n] W_g + b_g                    one score a modality
         "sigmoid":  w_k = sigmoid(g_k)

@@ -1,0 +1,199 @@
+"""The site of the documentation: it builds strictly, no link leads nowhere, search finds things."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import grf_fusion
+import grf_fusion.baselines
+import grf_fusion.checkpoints
+import grf_fusion.parallel
+
+pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LINKS = ("href", "src", "srcset", "poster", "data")
+# Elements whose address the browser fetches by itself; a link is followed by hand.
+FETCHED = ("link", "script", "img", "iframe", "source", "object")
+
+
+class Page(NamedTuple):
+    """What a page holds.
+
+    Attributes:
+        links: Tag and address of everything that points somewhere.
+        anchors: What can be pointed at.
+    """
+
+    links: list[tuple[str, str]]
+    anchors: set[str]
+
+
+class Reader(HTMLParser):
+    """Collects links and anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.page = Page([], set())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in LINKS and value is not None:
+                self.page.links.append((tag, value))
+            elif value is not None and (name == "id" or (tag == "a" and name == "name")):
+                self.page.anchors.add(value)
+
+
+def read(text: str) -> Page:
+    """Return what a page holds."""
+    reader = Reader()
+    reader.feed(text)
+    return reader.page
+
+
+def broken_links(site: Path) -> list[str]:
+    """Return every address inside of a site at which there is nothing."""
+    pages = {path: read(path.read_text("utf-8")) for path in sorted(site.rglob("*.html"))}
+    broken: list[str] = []
+    for path, page in pages.items():
+        # What is shown for any missing address can only point from the root.
+        start = site if path.name == "404.html" else path.parent
+        for _, link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            place = unquote(parts.path)
+            root = site if place.startswith("/") else start
+            target = (root / place.lstrip("/")).resolve() if place else path
+            if target.is_dir():
+                target /= "index.html"
+            anchors = pages[target].anchors if target in pages else set()
+            if not target.is_file() or (parts.fragment and unquote(parts.fragment) not in anchors):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    return broken
+
+
+def fetched_from_elsewhere(site: Path) -> list[str]:
+    """Return every address of the network that a page fetches when it is read."""
+    return [
+        f"{path.relative_to(site)}: {link}"
+        for path in sorted(site.rglob("*.html"))
+        for tag, link in read(path.read_text("utf-8")).links
+        if tag in FETCHED and urlsplit(link).netloc
+    ]
+
+
+def found_by_search(index: dict[str, Any], word: str) -> set[str]:
+    """Return the pages in whose text a word stands, cut into words as the search cuts it."""
+    separator = re.compile(index["config"]["separator"])
+    found: set[str] = set()
+    for entry in index["docs"]:
+        text = re.sub(r"<[^>]*>", " ", f"{entry['title']} {entry['text']}")
+        if word in separator.split(text.lower()):
+            found.add(entry["location"].partition("#")[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site strictly."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    # The theme's authors announce a successor on the terminal.
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return folder.resolve()
+
+
+@pytest.mark.slow
+def test_no_link_leads_nowhere(site: Path) -> None:
+    assert broken_links(site) == []
+
+
+@pytest.mark.slow
+def test_nothing_comes_from_the_network(site: Path) -> None:
+    assert fetched_from_elsewhere(site) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("attention_mask", "how-to/masks.html"),
+        ("missing", "how-to/missing.html"),
+        ("onnx", "how-to/deploy.html"),
+    ],
+)
+def test_search_finds(site: Path, word: str, page: str) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
+    assert page in found_by_search(index, word)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "package",
+    [grf_fusion, grf_fusion.baselines, grf_fusion.checkpoints, grf_fusion.parallel],
+    ids=lambda package: package.__name__,
+)
+def test_every_public_name_has_its_place(site: Path, package: object) -> None:
+    pages = [path.read_text("utf-8") for path in (site / "reference").rglob("*.html")]
+    anchors = set().union(*(read(text).anchors for text in pages))
+    name = package.__name__
+    assert {f"{name}.{public}" for public in package.__all__} <= anchors
+
+
+@pytest.mark.slow
+def test_docstrings_are_rendered(site: Path) -> None:
+    """No directive of another language, and no section that was taken for prose."""
+    for path in (site / "reference").rglob("*.html"):
+        text = path.read_text("utf-8")
+        assert "code-block::" not in text
+        assert re.search(r"<p>(Args|Raises|Returns|Shape|Examples|Attributes):", text) is None
+
+
+def test_broken_links_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top"></h1><a href="b/c.html#there"></a><a href="#top"></a>'
+        '<a href="b/c.html#gone"></a><a href="#gone"></a><img src="gone.png">'
+        '<a href="https://example.org/gone"></a>'
+    )
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.html").write_text('<p id="there"></p><a href="../a.html"></a>')
+    site = tmp_path.resolve()
+    gone = ["a.html: b/c.html#gone", "a.html: #gone", "a.html: gone.png"]
+    assert broken_links(site) == gone
+
+
+def test_what_is_fetched_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<a href="https://example.org/"></a><script src="//example.org/x.js"></script>'
+        '<link href="https://example.org/x.css"><script src="x.js"></script>'
+    )
+    assert fetched_from_elsewhere(tmp_path) == [
+        "a.html: //example.org/x.js",
+        "a.html: https://example.org/x.css",
+    ]
+
+
+def test_search_is_by_words() -> None:
+    index = {
+        "config": {"separator": r"[\s\-]+"},
+        "docs": [
+            {"location": "a.html#b", "title": "A", "text": "<p>one two_three</p>"},
+            {"location": "c.html", "title": "Four", "text": ""},
+        ],
+    }
+    assert found_by_search(index, "two_three") == {"a.html"}
+    assert found_by_search(index, "four") == {"c.html"}
+    assert found_by_search(index, "two") == set()
