@@ -5,6 +5,7 @@ comes out is held against one process that has the whole batch.
 """
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -227,11 +228,11 @@ CASES: dict[str, Callable[[str, int, int, Path], None]] = {
 
 
 def main() -> None:
-    case, folder, *forms = sys.argv[1:]
+    cases, folder, *forms = sys.argv[1:]
     torch.set_num_threads(1)
     # A process that waits for another that does not come says so within this time.
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    for form in forms or FORMS:
+    for case, form in itertools.product(cases.split(","), forms or FORMS):
         CASES[case](form, dist.get_rank(), dist.get_world_size(), Path(folder))
         sys.stdout.write(f"rank {dist.get_rank()}: {case}, {form}: done\n")
     dist.destroy_process_group()

@@ -28,6 +28,8 @@ from grf_fusion.baselines import (
     WeightedSumFusion,
 )
 
+pytestmark = pytest.mark.uncovered
+
 # None of them is a length, a batch size or a number of modalities in any first call below.
 WIDTHS = {"text": 19, "image": 21, "audio": 25, "depth": 27}
 EMBED, HEADS = 8, 2

@@ -36,15 +36,15 @@ FIRST: Sizes = (5, (23, 29, 31))
 # The last two samples of a batch have fully masked rows, the first has nothing at all.
 SIZES: tuple[Sizes, ...] = (FIRST, (1, (1, 1, 1)), (3, (2, 50, 7)), (4, (9, 1, 3)))
 FORMS: dict[str, dict[str, Any]] = {
-    "pooled": {},
-    "learned": {"opening": "learned", "norm_first": True, "num_layers": 2},
+    "default": {},
+    "paper, two layers": {"form": "paper", "num_layers": 2, "self_attention": False},
     "first_sequence": {"context": "first_sequence", "self_attention": "linear"},
-    "sequence": {"context": "sequence", "share_weights": False},
-    "own weights, no self-attention": {"share_weights": False, "self_attention": False},
+    "sequence, own weights": {"context": "sequence", "share_weights": False},
 }
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.uncovered,
     # Of the exporters themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -116,7 +116,7 @@ def assert_agrees(
 
 # Every form at the opset that has an Attention of its own, and one form at all.
 @pytest.mark.parametrize(
-    ("form", "opset"), [*((form, 23) for form in FORMS), ("pooled", 18), ("pooled", 20)]
+    ("form", "opset"), [*((form, 23) for form in FORMS), ("default", 18), ("default", 20)]
 )
 def test_onnx(form: str, opset: int, tmp_path: Path) -> None:
     fusion = make_fusion(form)
@@ -175,15 +175,15 @@ class Step(nn.Module):
         return self.fusion.step(state, self.name, features, mask=mask)
 
 
-@pytest.mark.parametrize("form", ["learned", "sequence"])
+@pytest.mark.parametrize("form", ["default", "sequence, own weights"])
 def test_onnx_of_a_step(form: str, tmp_path: Path) -> None:
     fusion = make_fusion(form)
     first = make_call(FIRST)
     state = fusion.step(None, "text", first["features"]["text"], mask=first["masks"]["text"])
     both = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     # A context that is one vector is one step by construction.
-    mask = both if form == "sequence" else {0: Dim.DYNAMIC}
-    context = both if form == "sequence" else {0: Dim.DYNAMIC}
+    mask = both if form != "default" else {0: Dim.DYNAMIC}
+    context = both if form != "default" else {0: Dim.DYNAMIC}
     program = torch.onnx.export(
         Step(fusion, "audio"),
         (state, first["features"]["audio"], first["masks"]["audio"]),
@@ -267,7 +267,7 @@ class Positional(nn.Module):
 
 
 def test_executorch(tmp_path: Path) -> None:
-    fusion = make_fusion("pooled")
+    fusion = make_fusion("default")
     # One sample, as on a phone; ExecuTorch's lowering fixes the batch size, and not the lengths.
     sizes = [(1, times) for _, times in SIZES]
     call = make_call(sizes[0])
@@ -290,7 +290,7 @@ assert "grf_fusion" not in sys.modules
 
 
 def test_package_runs_where_grf_fusion_is_not_imported(tmp_path: Path) -> None:
-    fusion = make_fusion("pooled")
+    fusion = make_fusion("default")
     program = export(fusion, (), make_call(FIRST), dynamic_shapes=dynamic_shapes())
     path = tmp_path / "fusion.pt2"
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))

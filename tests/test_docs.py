@@ -34,6 +34,7 @@ def unsaid(claims: Iterable[str], printed: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.uncovered
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if BLOCK.search(text)])
 # Of other people's libraries.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,13 +16,14 @@ from torch._dynamo.utils import counters
 from grf_fusion import GatedRecurrentFusion, ModalityDropout
 
 # 2,000 is the full soak, minutes long; on CI a part of it.
-STEPS = int(os.environ.get("GRF_FUSION_SOAK", "250"))
-WARM_UP = STEPS // 5
+STEPS = int(os.environ.get("GRF_FUSION_SOAK", "100"))
+# What libraries keep for shapes that they have seen is there after 30.
+WARM_UP = max(40, STEPS // 5)
 WIDTHS = {"text": 7, "image": 11, "audio": 13}
 ORDERS = list(itertools.permutations(WIDTHS))
 EMBED, HEADS = 24, 3
 # Of the resident memory, which the allocator rounds and fragments.
-MOST_GROWTH = 96 * 2**20
+MOST_GROWTH = 48 * 2**20
 
 
 def make_batch(step: int, order: tuple[str, ...]) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.uncovered
 @pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 # inductor's own use of its logs
