@@ -21,6 +21,7 @@ import grf_fusion.baselines
 import grf_fusion.checkpoints
 import grf_fusion.diagnostics
 import grf_fusion.parallel
+import grf_fusion.viz
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "grf_fusion"
@@ -77,8 +78,14 @@ LAYERS = {
     "diagnostics._missing_curve": 13,
     "diagnostics._order_sensitivity": 13,
     "diagnostics": 14,
+    "viz._canvas": 14,
+    "viz._attention": 15,
+    "viz._context_path": 15,
+    "viz._curves": 15,
+    "viz._gates": 15,
+    "viz": 16,
 }
-FOLDERS = ("baselines", "diagnostics")
+FOLDERS = ("baselines", "diagnostics", "viz")
 MOST_LINES = 320
 # The public interface itself: docstrings and overloads are more than half of these.
 LONGER = {"_block": 340, "_fusion": 690}
@@ -197,7 +204,9 @@ def public_modules() -> list[type]:
 
 
 @pytest.mark.parametrize(
-    "package", [grf_fusion, grf_fusion.baselines, grf_fusion.diagnostics], ids=lambda p: p.__name__
+    "package",
+    [grf_fusion, grf_fusion.baselines, grf_fusion.diagnostics, grf_fusion.viz],
+    ids=lambda p: p.__name__,
 )
 def test_all_is_sorted_and_equals_the_public_names(package: ModuleType) -> None:
     assert package.__all__ == public_names(package)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,8 @@ def _scores(
     """Return the score of every sample by every set of modalities, ``(sets, batch)``."""
     scores: list[Tensor] = []
     # Orders share many sets; each is computed once.
-    sets = [tuple(some) for some in coalitions.tolist()]
+    flags = cast("list[list[bool]]", coalitions.tolist())  # pyright: ignore[reportUnknownMemberType]
+    sets = [tuple(some) for some in flags]
     places = {some: place for place, some in enumerate(dict.fromkeys(sets))}
     distinct = torch.tensor(list(places), device=call.here.device)
     at_once = max(1, rows // max(1, len(call.here)))
