@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,6 +130,32 @@ def test_packed_fusion_equals_padded(call: FusionCall) -> None:
         )
         results.append({"context": context, "contexts": trace.contexts, "gates": trace.gates})
     assert_close(results[1], results[0])
+
+
+def slow_groups(lengths: list[tuple[int, ...]]) -> list[list[int]]:
+    """What `_group` says, from the whole group for every sample that comes."""
+    groups: list[list[int]] = [[]]
+    for sample in sorted(range(len(lengths)), key=lambda sample: -sum(lengths[sample])):
+        whole = [lengths[one] for one in (*groups[-1], sample)]
+        cost = 0.0
+        for of in zip(*whole, strict=True):
+            cost += sum(max(of) - length for length in of) * (1 + max(of) / _layout.LONG) ** 2
+        if cost > _layout.STEPS_A_CALL:
+            groups.append([])
+        groups[-1].append(sample)
+    return groups
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 2).flatmap(lambda n: st.lists(st.tuples(*[st.integers(0, 60)] * n))))
+def test_groups_are_those_of_the_rule(lengths: list[tuple[int, ...]]) -> None:
+    assert list(_layout._group(lengths)) == slow_groups(lengths)
+
+
+def test_grouping_takes_time_in_proportion_to_the_samples() -> None:
+    """By the rule itself these would take half an hour."""
+    (group,) = _layout._group([(2, 4)] * 100_000)
+    assert group == list(range(100_000))
 
 
 def test_only_real_steps_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,9 @@ import torch
 import grf_fusion
 import grf_fusion.baselines
 import grf_fusion.checkpoints
+import grf_fusion.diagnostics
 import grf_fusion.parallel
+import grf_fusion.viz
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "grf_fusion"
@@ -64,8 +66,26 @@ LAYERS = {
     "_fusion": 9,
     "checkpoints": 10,
     "__init__": 11,
+    "diagnostics._options": 11,
+    "diagnostics._trace": 11,
+    "diagnostics._calls": 12,
+    "diagnostics._gate_statistics": 12,
+    "diagnostics._retention": 12,
+    "diagnostics._attention_maps": 13,
+    "diagnostics._contribution": 13,
+    "diagnostics._gate_warnings": 13,
+    "diagnostics._gradient_share": 13,
+    "diagnostics._missing_curve": 13,
+    "diagnostics._order_sensitivity": 13,
+    "diagnostics": 14,
+    "viz._canvas": 14,
+    "viz._attention": 15,
+    "viz._context_path": 15,
+    "viz._curves": 15,
+    "viz._gates": 15,
+    "viz": 16,
 }
-FOLDERS = ("baselines",)
+FOLDERS = ("baselines", "diagnostics", "viz")
 MOST_LINES = 320
 # The public interface itself: docstrings and overloads are more than half of these.
 LONGER = {"_block": 340, "_fusion": 690}
@@ -183,7 +203,11 @@ def public_modules() -> list[type]:
     return [v for v in values if inspect.isclass(v) and issubclass(v, torch.nn.Module)]
 
 
-@pytest.mark.parametrize("package", [grf_fusion, grf_fusion.baselines], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "package",
+    [grf_fusion, grf_fusion.baselines, grf_fusion.diagnostics, grf_fusion.viz],
+    ids=lambda p: p.__name__,
+)
 def test_all_is_sorted_and_equals_the_public_names(package: ModuleType) -> None:
     assert package.__all__ == public_names(package)
 
@@ -219,7 +243,9 @@ def test_top_release(changelog: str, version: str | None) -> None:
 
 
 def test_import_brings_no_further_package() -> None:
-    everything = "import grf_fusion, grf_fusion.baselines, grf_fusion.checkpoints"
+    everything = (
+        "import grf_fusion, grf_fusion.baselines, grf_fusion.checkpoints, grf_fusion.diagnostics"
+    )
     assert added_packages(everything) == {"grf_fusion"}
 
 

@@ -15,7 +15,9 @@ import pytest
 import grf_fusion
 import grf_fusion.baselines
 import grf_fusion.checkpoints
+import grf_fusion.diagnostics
 import grf_fusion.parallel
+import grf_fusion.viz
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
 
@@ -143,7 +145,14 @@ def test_search_finds(site: Path, word: str, page: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "package",
-    [grf_fusion, grf_fusion.baselines, grf_fusion.checkpoints, grf_fusion.parallel],
+    [
+        grf_fusion,
+        grf_fusion.baselines,
+        grf_fusion.checkpoints,
+        grf_fusion.diagnostics,
+        grf_fusion.parallel,
+        grf_fusion.viz,
+    ],
     ids=lambda package: package.__name__,
 )
 def test_every_public_name_has_its_place(site: Path, package: object) -> None:

@@ -327,11 +327,13 @@ class GatedRecurrentFusion(nn.Module):
         state: FusionState | None = None
         contexts: list[Tensor] = []
         gates: list[Tensor] = []
+        time_gates: list[Tensor] = []
         for name in names:
             state, gate = self._advance(state, name, arrivals[name], batch)
             if return_trace:
                 contexts.append(self._summary(state))
-                gates.append(gate)
+                gates.append(_mean_gate(state, gate))
+                time_gates.append(gate)
         if len(names) == 1 and self.initial_context is None and self.block is not None:
             # Nothing follows the only modality: an absent step keeps block and unit in the graph.
             state, _ = self._advance(state, names[0], Arrival(None, None, None), batch)
@@ -340,11 +342,14 @@ class GatedRecurrentFusion(nn.Module):
         if not return_trace:
             return context
         columns = [state.present[:, list(self.modalities).index(name)] for name in names]
+        timed = self.context == "sequence" and len(names) > 1
         trace = FusionTrace(
             torch.stack(contexts, dim=1),
             torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
             torch.stack(columns, dim=1),
             names,
+            torch.stack(time_gates[1:], dim=1) if timed else None,
+            state.mask if timed else None,
         )
         return context, trace
 
@@ -429,7 +434,7 @@ class GatedRecurrentFusion(nn.Module):
             here = check_present(OWNER, present, batch=batch, device=like.device)
             arrival = Arrival(arrival.features, arrival.mask, here)
         state, gate = self._advance(state, name, arrival, batch)
-        return (state, gate) if return_gate else state
+        return (state, _mean_gate(state, gate)) if return_gate else state
 
     def readout(self, state: FusionState) -> Tensor:
         """Return the context of a state, as `forward` does.
@@ -602,7 +607,7 @@ class GatedRecurrentFusion(nn.Module):
     def _advance(
         self, state: FusionState | None, name: str, arrival: Arrival, batch: int
     ) -> tuple[FusionState, Tensor]:
-        """Let a checked modality in; return the new state and the gate."""
+        """Let a checked modality in; return the new state and the gate of each of its steps."""
         projection = cast(nn.Linear, self.projections[name])
         incoming = receive(projection, arrival, batch, self.position_dropout)
         device, columns = projection.weight.device, len(self.modalities)
@@ -642,6 +647,10 @@ class GatedRecurrentFusion(nn.Module):
     def _summary(self, state: FusionState) -> Tensor:
         context = self._readout(state)
         return context if context.ndim == 2 else masked_mean(context, state.mask)
+
+
+def _mean_gate(state: FusionState, gate: Tensor) -> Tensor:
+    return gate if gate.ndim == 2 else masked_mean(gate, state.mask)
 
 
 def _settle(

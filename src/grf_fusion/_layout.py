@@ -177,12 +177,18 @@ def lay_out(steps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Pac
 def _group(lengths: list[tuple[int, ...]]) -> Iterator[list[int]]:
     """Put samples together as long as padding them costs less than a call of their own."""
     group: list[int] = []
+    # Longest and total of each sequence: to look at the whole group for every sample that comes
+    # takes longer than the padding it saves, from some hundred samples on.
+    longest = total = [0 for _ in lengths[0]] if lengths else []
     for sample in sorted(range(len(lengths)), key=lambda sample: -sum(lengths[sample])):
-        of_sequences = zip(*(lengths[one] for one in (*group, sample)), strict=True)
-        padding = ((len(of) * max(of) - sum(of)) * (1 + max(of) / LONG) ** 2 for of in of_sequences)
+        own = lengths[sample]
+        longest = [max(pair) for pair in zip(longest, own, strict=True)]
+        total = [sum(pair) for pair in zip(total, own, strict=True)]
+        ends = zip(longest, total, strict=True)
+        padding = (((len(group) + 1) * most - real) * (1 + most / LONG) ** 2 for most, real in ends)
         if sum(padding) > STEPS_A_CALL:
             yield group
-            group = []
+            group, longest, total = [], list(own), list(own)
         group.append(sample)
     yield group
 

@@ -42,12 +42,17 @@ class FusionTrace(NamedTuple):
             applied: the sample lacks the modality, or opens with it.
         present: ``(batch, modalities)``: which modality each sample has.
         order: Names of the modalities in the order of fusion.
+        time_gates: ``(batch, modalities - 1, time, dim)`` with ``context="sequence"`` and at least
+            two modalities, ``None`` otherwise: the gates before they were averaged.
+        time_mask: ``(batch, time)``, or ``None`` likewise: what they were averaged over.
     """
 
     contexts: Tensor
     gates: Tensor
     present: Tensor
     order: tuple[str, ...]
+    time_gates: Tensor | None = None
+    time_mask: Tensor | None = None
 
 
 def check_state(

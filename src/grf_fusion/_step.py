@@ -44,7 +44,7 @@ class Met(NamedTuple):
     Attributes:
         fused: ``(batch, dim)`` or ``(batch, time, dim)``: the context of a sample that takes it.
         held: The same shape: the context of a sample that does not.
-        gate: ``(batch, dim)``.
+        gate: The same shape.
     """
 
     fused: Tensor
@@ -110,7 +110,8 @@ def advance(
         all_open: Whether every sample has a context by construction.
 
     Returns:
-        The new state, its ``present`` as it was, and the gate, 0 where none was applied.
+        The new state, its ``present`` as it was, and the gate of each of its steps, 0 where none
+        was applied.
 
     Raises:
         ShapeError: If a user's block or unit returns something else than ours would.
@@ -119,7 +120,7 @@ def advance(
     fuses = incoming.present & is_open
     opens = incoming.present & ~is_open
     met = _meet(state, incoming, block, unit, encode=encode, mode=mode, residual=residual)
-    gate = met.gate.masked_fill(~fuses.unsqueeze(1), 0.0)
+    gate = met.gate.masked_fill(~_over(fuses, met.gate), 0.0)
     if all_open:
         return FusionState(_select(fuses, met.fused, met.held), state.mask, state.present), gate
     opener = masked_mean(incoming.encoded, incoming.mask)
@@ -167,7 +168,7 @@ def _meet(
         update = update.unsqueeze(1)
         pair = (context, enriched + update) if residual else (enriched, update.expand_as(enriched))
         fused, gate = _pair("unit()", unit(*pair, return_gate=True), (enriched, enriched))
-        return Met(fill_masked(fused, state.mask), state.context, masked_mean(gate, state.mask))
+        return Met(fill_masked(fused, state.mask), state.context, gate)
     pooled = masked_mean(enriched, readable)
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, state.mask) if is_sequence else state.context
@@ -178,7 +179,12 @@ def _meet(
 
 def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     """Take whole samples from one of two tensors; what is not taken gets a zero gradient."""
-    return torch.where(condition.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, other)
+    return torch.where(_over(condition, chosen), chosen, other)
+
+
+def _over(samples: Tensor, values: Tensor) -> Tensor:
+    """Give one truth value a sample the axes of ``values``."""
+    return samples.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _pair(call: str, value: object, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,41 @@
+"""Looking inside a fusion: what its gates keep, what each modality contributes, what it attends to.
+
+From a `FusionTrace` (``return_trace=True``): `retention`, `gate_statistics`, `gate_warnings`. From
+a fusion and a batch: `leave_one_out`, `shapley_values`, `gradient_share`, `missing_curve` (these
+for the fusions of `grf_fusion.baselines` too), `order_sensitivity` and `attention_maps`. Pictures
+of all this are in `grf_fusion.viz`.
+"""
+
+from grf_fusion.diagnostics._attention_maps import attention_maps
+from grf_fusion.diagnostics._contribution import (
+    LeaveOneOut,
+    ShapleyValues,
+    leave_one_out,
+    shapley_values,
+)
+from grf_fusion.diagnostics._gate_statistics import GateStatistics, gate_statistics
+from grf_fusion.diagnostics._gate_warnings import GateWarning, gate_warnings
+from grf_fusion.diagnostics._gradient_share import GradientShare, gradient_share
+from grf_fusion.diagnostics._missing_curve import MissingCurve, missing_curve
+from grf_fusion.diagnostics._order_sensitivity import OrderSensitivity, order_sensitivity
+from grf_fusion.diagnostics._retention import Retention, retention
+
+__all__ = [
+    "GateStatistics",
+    "GateWarning",
+    "GradientShare",
+    "LeaveOneOut",
+    "MissingCurve",
+    "OrderSensitivity",
+    "Retention",
+    "ShapleyValues",
+    "attention_maps",
+    "gate_statistics",
+    "gate_warnings",
+    "gradient_share",
+    "leave_one_out",
+    "missing_curve",
+    "order_sensitivity",
+    "retention",
+    "shapley_values",
+]

@@ -1,0 +1,143 @@
+"""What each step attends to."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._attention import AttentionWeights
+from grf_fusion._block import SymmetricCrossAttentionBlock
+from grf_fusion._fusion import GatedRecurrentFusion
+from grf_fusion._shapes import ShapeError
+from grf_fusion.diagnostics._calls import evaluating
+from grf_fusion.diagnostics._trace import read_trace
+
+OWNER = "attention_maps"
+
+
+def attention_maps(
+    fusion: GatedRecurrentFusion,
+    features: Mapping[str, Tensor | None],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+    order: Sequence[str] | None = None,
+) -> dict[str, AttentionWeights]:
+    """Return the attention weights of every step, head and layer.
+
+    The fusion runs once, in eval mode and without gradients, with its blocks asked for their
+    weights; it is left as it was. ``context_cross`` says which steps of the modality the context
+    reads: one query where the context is one vector.
+
+    A block of your own (``block=``) is asked if its ``forward`` takes ``need_weights`` and then
+    returns `AttentionWeights` as a third value; otherwise the first
+    `SymmetricCrossAttentionBlock` inside it is, whose last call of a step counts.
+
+    Args:
+        fusion: The fusion.
+        features: Features by modality, as the fusion takes them.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+        order: Order of fusion, as the fusion takes it.
+
+    Returns:
+        The weights by modality, in the order of fusion, for all that go through a step: with
+        ``opening="first"`` not for the first. 0 for a sample that did not take the step, because it
+        lacks the modality or opens with it.
+
+    Shape:
+        - each weight: ``(batch, layers, heads, queries, keys)``
+
+    Raises:
+        ShapeError: If ``fusion`` is no `GatedRecurrentFusion`, a block of your own has no weights
+            to give, or the fusion refuses the call.
+
+    Examples:
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> maps = attention_maps(fusion, features)
+        >>> maps["audio"].context_cross.shape
+        torch.Size([4, 1, 2, 1, 11])
+    """
+    if not isinstance(fusion, GatedRecurrentFusion):
+        raise ShapeError(
+            f"{OWNER}: expected `fusion` to be a GatedRecurrentFusion, "
+            f"got {type(fusion).__name__}. Give the fusion inside the model, not compiled."
+        )
+    caught: list[AttentionWeights | None] = []
+    with ExitStack() as hooks, evaluating(fusion), torch.no_grad():
+        for block in _blocks(fusion):
+            for handle in _watch(block, caught):
+                hooks.callback(handle.remove)
+        _, trace = fusion(features, masks=masks, present=present, order=order, return_trace=True)
+    steps = read_trace(OWNER, trace)
+    stepping = range(0 if steps.learned else 1, len(steps.names))
+    # An only modality that opens is followed by an empty step that belongs to none.
+    found = zip(stepping, caught[: len(stepping)], strict=True)
+    return {steps.names[k]: _keep(weights, steps.applied[:, k]) for k, weights in found}
+
+
+def _blocks(fusion: GatedRecurrentFusion) -> list[nn.Module]:
+    if fusion.blocks is not None:
+        return list(fusion.blocks.values())
+    return [cast(nn.Module, fusion.block)]
+
+
+def _watch(
+    block: nn.Module, caught: list[AttentionWeights | None]
+) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    """Ask a block for its weights at every call."""
+
+    def begin(_module: nn.Module, _inputs: object) -> None:
+        caught.append(None)
+
+    def ask(
+        _module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return inputs, options | {"need_weights": True}
+
+    def take(module: nn.Module, _inputs: object, output: object) -> object:
+        values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
+        weights = values[-1]
+        if len(values) != 3 or not isinstance(weights, AttentionWeights):
+            kinds = ", ".join(type(value).__name__ for value in values)
+            raise ShapeError(
+                f"{OWNER}: expected `block()` with need_weights=True to return context, modality "
+                f"and AttentionWeights, got {kinds} from {type(module).__name__}."
+            )
+        caught[-1] = weights
+        return values[:2]
+
+    source = _source(block)
+    yield block.register_forward_pre_hook(begin)
+    yield source.register_forward_pre_hook(ask, with_kwargs=True)
+    yield source.register_forward_hook(take)
+
+
+def _source(block: nn.Module) -> nn.Module:
+    """Return who can be asked for weights: the block itself, or ours inside it."""
+    if "need_weights" in inspect.signature(block.forward).parameters:
+        return block
+    for part in block.modules():
+        if isinstance(part, SymmetricCrossAttentionBlock):
+            return part
+    raise ShapeError(
+        f"{OWNER}: expected `block` to take `need_weights` or to hold a "
+        f"SymmetricCrossAttentionBlock, got {type(block).__name__}."
+    )
+
+
+def _keep(weights: AttentionWeights | None, took: Tensor) -> AttentionWeights:
+    """Clear the weights of samples that did not take the step."""
+    if weights is None:
+        raise ShapeError(
+            f"{OWNER}: expected `block` to call the SymmetricCrossAttentionBlock that it holds, "
+            "got a step without a call."
+        )
+    skipped = ~took.reshape(-1, 1, 1, 1, 1)
+    return AttentionWeights(
+        *(None if part is None else part.masked_fill(skipped, 0.0) for part in weights)
+    )

@@ -1,0 +1,239 @@
+"""Who contributes what to a score: leaving one out, and Shapley values."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion.diagnostics._calls import Call, check_call, draw, evaluating, score
+from grf_fusion.diagnostics._options import expect_count, expect_function
+from grf_fusion.diagnostics._trace import mean_where
+
+MOST_EXACT = 8
+USUAL_PERMUTATIONS = 128
+
+
+class LeaveOneOut(NamedTuple):
+    """What each modality adds to the score, given all others.
+
+    Attributes:
+        names: The modalities in declared order, the columns of the rest.
+        values: ``(batch, modalities)`` in the unit of the score, exactly 0 for an absent modality.
+        mean: ``(modalities,)``: mean over the samples that have the modality; NaN for none.
+        full: ``(batch,)``: the score with all that a sample has.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    mean: Tensor
+    full: Tensor
+
+
+class ShapleyValues(NamedTuple):
+    """The score of each sample, divided among its modalities.
+
+    Attributes:
+        names: The modalities in declared order, the columns of the rest.
+        values: ``(batch, modalities)`` in the unit of the score, exactly 0 for an absent modality;
+            a row sums to ``full - empty``.
+        mean: ``(modalities,)``: mean over the samples that have the modality; NaN for none.
+        standard_error: ``(batch, modalities)`` of ``values``: 0 where they are exact.
+        full: ``(batch,)``: the score with all that a sample has.
+        empty: ``(batch,)``: the score with nothing.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    mean: Tensor
+    standard_error: Tensor
+    full: Tensor
+    empty: Tensor
+
+
+def leave_one_out(
+    fusion: nn.Module,
+    features: Mapping[str, Tensor | None],
+    value: Callable[[Tensor], Tensor],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+    rows: int = 1024,
+) -> LeaveOneOut:
+    r"""Measure what is lost without each modality, ``v(all) - v(all but k)``.
+
+    The fusion runs in eval mode and without gradients, and every part of it is put back into the
+    mode that it had. Of two modalities that say the same neither is missed; `shapley_values` shares
+    out what they say.
+
+    Args:
+        fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
+        features: Features by modality, as the fusion takes them.
+        value: Score of each sample from its context, as a head's logit of the true class; called
+            several times with the contexts of the same samples in the same order.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+        rows: How many samples to fuse at once, counting each repeated one; at least one batch.
+
+    Returns:
+        The differences.
+
+    Shape:
+        - value: ``(batch, dim)`` to ``(batch,)``
+
+    Raises:
+        ValueError: If ``rows`` is no positive integer.
+        ShapeError: If ``fusion`` is no fusion, ``value`` returns something else, or the fusion
+            refuses the call.
+
+    Examples:
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> head = nn.Linear(8, 3)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> leave_one_out(fusion, features, lambda context: head(context)[:, 0]).values.shape
+        torch.Size([4, 2])
+    """
+    owner = "leave_one_out"
+    expect_function(owner, "value", value)
+    expect_count(owner, "rows", rows, fewest=1)
+    call = check_call(owner, fusion, features, masks, present)
+    count = len(call.names)
+    everything = torch.ones(1, count, dtype=torch.bool)
+    coalitions = torch.cat((everything, ~torch.eye(count, dtype=torch.bool)))
+    scores = _scores(owner, call, coalitions, value, rows)
+    values = (scores[0] - scores[1:]).T.masked_fill(~call.here, 0.0)
+    return LeaveOneOut(call.names, values, mean_where(values, call.here), scores[0])
+
+
+def shapley_values(
+    fusion: nn.Module,
+    features: Mapping[str, Tensor | None],
+    value: Callable[[Tensor], Tensor],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+    permutations: int | None = None,
+    generator: torch.Generator | None = None,
+    rows: int = 1024,
+) -> ShapleyValues:
+    r"""Divide each sample's score among its modalities.
+
+        phi_k = sum over S without k of  |S|! (n - |S| - 1)! / n!  (v(S + k) - v(S))
+
+    with ``v(S)`` = ``value`` of the context by the modalities S alone. Source: Shapley, "A value
+    for n-person games" (1953). Up to 8 modalities all 2^n sets are computed; beyond, phi is the
+    mean over random orders of what k adds to those before it, and the standard error that of a mean
+    (Castro, Gomez & Tejada 2009). Either way a row sums to ``v(all) - v(none)``.
+
+    The fusion runs in eval mode and without gradients, and every part of it is put back into the
+    mode that it had.
+
+    Args:
+        fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
+        features: Features by modality, as the fusion takes them.
+        value: Score of each sample from its context, as a head's logit of the true class; called
+            for every set of modalities with the contexts of the same samples in the same order. It
+            is asked about nothing at all too: a context of 0, or the learnt opening.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+        permutations: How many orders to draw, at least 2; ``None`` for the exact values up to 8
+            modalities and 128 orders beyond.
+        generator: Where orders come from; ``None`` for the global one.
+        rows: How many samples to fuse at once, counting each repeated one; at least one batch.
+
+    Returns:
+        The values.
+
+    Shape:
+        - value: ``(batch, dim)`` to ``(batch,)``
+
+    Raises:
+        ValueError: If ``permutations`` or ``rows`` is no integer or too small.
+        ShapeError: If ``fusion`` is no fusion, ``value`` returns something else, or the fusion
+            refuses the call.
+
+    Examples:
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> head = nn.Linear(8, 3)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> result = shapley_values(fusion, features, lambda context: head(context)[:, 0])
+        >>> torch.allclose(result.values.sum(dim=1), result.full - result.empty, atol=1e-6)
+        True
+    """
+    owner = "shapley_values"
+    expect_function(owner, "value", value)
+    expect_count(owner, "rows", rows, fewest=1)
+    if permutations is not None:
+        expect_count(owner, "permutations", permutations, fewest=2)
+    call = check_call(owner, fusion, features, masks, present)
+    count = len(call.names)
+    if permutations is None and count <= MOST_EXACT:
+        numbers = torch.arange(2**count).unsqueeze(1)
+        coalitions = (numbers >> torch.arange(count)) % 2 == 1
+        scores = _scores(owner, call, coalitions, value, rows)
+        values, error = _divide(scores, count), torch.zeros_like(call.here, dtype=scores.dtype)
+        empty, full = scores[0], scores[-1]
+    else:
+        orders = draw(generator, permutations or USUAL_PERMUTATIONS, count).argsort(dim=1).cpu()
+        coalitions = _chains(orders)
+        scores = _scores(owner, call, coalitions, value, rows)
+        empty, full = scores[0], scores[1]
+        gains = _gains(scores, orders)
+        values = gains.mean(dim=0)
+        error = gains.std(dim=0) / math.sqrt(len(orders))
+    values = values.masked_fill(~call.here, 0.0)
+    mean = mean_where(values, call.here)
+    return ShapleyValues(call.names, values, mean, error.masked_fill(~call.here, 0.0), full, empty)
+
+
+@torch.no_grad()
+def _scores(
+    owner: str, call: Call, coalitions: Tensor, value: Callable[[Tensor], Tensor], rows: int
+) -> Tensor:
+    """Return the score of every sample by every set of modalities, ``(sets, batch)``."""
+    scores: list[Tensor] = []
+    # Orders share many sets; each is computed once.
+    flags = cast("list[list[bool]]", coalitions.tolist())  # pyright: ignore[reportUnknownMemberType]
+    sets = [tuple(some) for some in flags]
+    places = {some: place for place, some in enumerate(dict.fromkeys(sets))}
+    distinct = torch.tensor(list(places), device=call.here.device)
+    at_once = max(1, rows // max(1, len(call.here)))
+    with evaluating(call.fusion):
+        for start in range(0, len(distinct), at_once):
+            some = distinct[start : start + at_once]
+            contexts = call.run(some.unsqueeze(1) & call.here)
+            scores += [score(owner, "value", value, context) for context in contexts]
+    return torch.stack(scores)[[places[some] for some in sets]]
+
+
+def _divide(scores: Tensor, count: int) -> Tensor:
+    """Return exact values ``(batch, modalities)``; bit k of a set's number says whether k is in."""
+    columns: list[Tensor] = []
+    for k in range(count):
+        without = [number for number in range(2**count) if not number >> k & 1]
+        weights = [1 / (count * math.comb(count - 1, number.bit_count())) for number in without]
+        gains = scores[[number | 1 << k for number in without]] - scores[without]
+        columns.append(scores.new_tensor(weights) @ gains)
+    return torch.stack(columns, dim=1)
+
+
+def _chains(orders: Tensor) -> Tensor:
+    """Return nothing, everything, and for each order what stands before each but its first."""
+    count = orders.shape[1]
+    place = orders.argsort(dim=1).unsqueeze(1)
+    before = place < torch.arange(1, count).unsqueeze(1)
+    ends = torch.tensor([[False], [True]]).expand(2, count)
+    return torch.cat((ends, before.flatten(0, 1)))
+
+
+def _gains(scores: Tensor, orders: Tensor) -> Tensor:
+    """Return what each modality adds in each order, ``(orders, batch, modalities)``."""
+    draws, count = orders.shape
+    between = scores[2:].reshape(draws, count - 1, scores.shape[1])
+    empty, full = (end.expand(draws, 1, -1) for end in scores[:2])
+    steps = torch.cat((empty, between, full), dim=1).diff(dim=1)
+    place = orders.argsort(dim=1).to(scores.device)
+    return steps.gather(1, place.unsqueeze(-1).expand_as(steps)).transpose(1, 2)

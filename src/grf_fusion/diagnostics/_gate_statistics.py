@@ -1,0 +1,88 @@
+"""Numbers of the gates, step by step."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from grf_fusion._state import FusionTrace
+from grf_fusion.diagnostics._options import expect_fraction
+from grf_fusion.diagnostics._trace import read_trace
+
+OWNER = "gate_statistics"
+
+
+class GateStatistics(NamedTuple):
+    """Update gates z of each step, in [0, 1]: 0 keeps the context, 1 overwrites it.
+
+    All are ``(steps,)``. Samples that lack the modality or open with it do not count; where none is
+    left all but ``samples`` is NaN.
+
+    Attributes:
+        steps: Names of the modalities that go through a step, in the order of fusion: all with a
+            learnt opening, all but the first otherwise.
+        samples: How many samples took the step.
+        mean: Mean over these samples and the features.
+        spread: Standard deviation over the same.
+        between_samples: Standard deviation over the samples, then averaged over the features: how
+            much the gate depends on what it sees.
+        closed: Share of the gates below ``saturation``.
+        open: Share of the gates above ``1 - saturation``.
+    """
+
+    steps: tuple[str, ...]
+    samples: Tensor
+    mean: Tensor
+    spread: Tensor
+    between_samples: Tensor
+    closed: Tensor
+    open: Tensor
+
+
+def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStatistics:
+    """Describe the gates of every step.
+
+    Standard deviations divide by the number of values, not by one less.
+
+    Args:
+        trace: What a `GatedRecurrentFusion` returns with ``return_trace=True``.
+        saturation: How near to 0 or 1 a gate counts as saturated, in (0, 0.5).
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: If ``saturation`` is not in (0, 0.5).
+        ShapeError: If ``trace`` is no `FusionTrace`, or its tensors do not fit each other.
+
+    Examples:
+        >>> import torch
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> numbers = gate_statistics(fusion(features, return_trace=True)[1])
+        >>> numbers.steps, numbers.samples
+        (('text', 'audio'), tensor([4, 4]))
+    """
+    expect_fraction(OWNER, "saturation", saturation, most=0.5)
+    steps = read_trace(OWNER, trace)
+    first = 0 if steps.learned else 1
+    gates, applied = steps.gates[:, first:], steps.applied[:, first:]
+    took = applied.unsqueeze(-1)
+    count = applied.sum(dim=0)
+    number = count * gates.shape[-1]
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * took).sum(dim=(0, 2)) / number
+
+    usual = mean(gates)
+    by_feature = (gates * took).sum(dim=0) / count.unsqueeze(-1)
+    variance = ((gates - by_feature).square() * took).sum(dim=0) / count.unsqueeze(-1)
+    return GateStatistics(
+        steps=steps.names[first:],
+        samples=count,
+        mean=usual,
+        spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),
+        between_samples=variance.sqrt().mean(dim=-1),
+        closed=mean((gates < saturation).to(gates.dtype)),
+        open=mean((gates > 1 - saturation).to(gates.dtype)),
+    )

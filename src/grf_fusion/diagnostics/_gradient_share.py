@@ -1,0 +1,135 @@
+"""Who learns: the share of the gradient that reaches each modality."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._shapes import ShapeError, expect_tensor
+from grf_fusion.diagnostics._calls import check_call, evaluating
+from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._trace import mean_where
+
+OWNER = "gradient_share"
+
+
+class GradientShare(NamedTuple):
+    """How the gradient of a loss is divided among the modalities.
+
+    Attributes:
+        names: The modalities in declared order, the columns of the rest.
+        norms: ``(batch, modalities)``: Euclidean norm of the gradient at the projected modality, in
+            the unit of the loss; exactly 0 for an absent one.
+        shares: ``(batch, modalities)``: the same divided by its sum; a row sums to 1, or is 0 where
+            nothing gets a gradient.
+        mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN for
+            none.
+    """
+
+    names: tuple[str, ...]
+    norms: Tensor
+    shares: Tensor
+    mean: Tensor
+
+
+def gradient_share(
+    fusion: nn.Module,
+    features: Mapping[str, Tensor | None],
+    loss: Callable[[Tensor], Tensor],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+) -> GradientShare:
+    r"""Measure how much of a loss's gradient reaches each modality.
+
+        g_k     = || d loss / d p_k ||        p_k = x_k W_k + b_k, all steps of a sample
+        share_k = g_k / (g_1 + ... + g_n)
+
+    Taken at the projected modality and not at the projection's weights: p_k has ``embed_dim``
+    features whatever the modality, so that neither its width nor the scale of its features counts,
+    and every sample has a gradient of its own.
+
+    The fusion runs in eval mode, every part of it is put back into the mode that it had, and no
+    parameter's ``grad`` is touched. It works with frozen weights and under `torch.no_grad`.
+
+    Args:
+        fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
+        features: Features by modality, as the fusion takes them.
+        loss: Loss of the batch from its contexts, as `cross_entropy` of a head.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+
+    Returns:
+        Norms and shares.
+
+    Shape:
+        - loss: ``(batch, dim)`` to ``()``
+
+    Raises:
+        ShapeError: If ``fusion`` is no fusion with projections, ``loss`` returns no number that
+            depends on the context, or the fusion refuses the call.
+
+    Examples:
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> share = gradient_share(fusion, features, lambda context: context.square().mean())
+        >>> share.names, share.norms.shape
+        (('text', 'audio'), torch.Size([4, 2]))
+    """
+    expect_function(OWNER, "loss", loss)
+    call = check_call(OWNER, fusion, features, masks, present)
+    projections = getattr(fusion, "projections", None)
+    if not isinstance(projections, nn.ModuleDict) or set(projections) != set(call.names):
+        raise ShapeError(
+            f"{OWNER}: expected `fusion.projections` to hold a module for each of "
+            f"{list(call.names)}, got {type(projections).__name__}."
+        )
+    projected: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def catch(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            # A leaf: what stands before it is not asked for, frozen or not.
+            leaf = output.detach().requires_grad_()
+            # The first call is the modality's; a second one only keeps parameters in the graph.
+            projected.setdefault(name, leaf)
+            return leaf
+
+        return catch
+
+    hooks = [projections[name].register_forward_hook(watch(name)) for name in call.names]
+    try:
+        with evaluating(fusion), torch.enable_grad():
+            total = loss(call.run(call.here.unsqueeze(0)).squeeze(0))
+            _check_loss(total)
+            gradients = torch.autograd.grad(
+                total, [projected[name] for name in call.names], materialize_grads=True
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    norms = torch.stack([_norm(gradient) for gradient in gradients], dim=1)
+    norms = norms.masked_fill(~call.here, 0.0)
+    whole = norms.sum(dim=1, keepdim=True)
+    shares = norms / whole.masked_fill(whole == 0, 1.0)
+    return GradientShare(call.names, norms, shares, mean_where(shares, call.here))
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    rows = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).flatten(1)
+    return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _check_loss(loss: object) -> None:
+    tensor = expect_tensor(OWNER, "loss(context)", loss)
+    if tensor.numel() != 1:
+        raise ShapeError(
+            f"{OWNER}: expected `loss(context)` to be one number, got shape "
+            f"{tuple(tensor.shape)}. Take its mean."
+        )
+    if not tensor.requires_grad:
+        raise ShapeError(
+            f"{OWNER}: expected `loss(context)` to depend on the context, got a tensor without a "
+            "gradient. Compute it without `detach` and `torch.no_grad`."
+        )

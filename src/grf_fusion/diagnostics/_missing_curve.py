@@ -1,0 +1,91 @@
+"""How a metric falls while modalities go missing."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
+from grf_fusion.diagnostics._options import expect_count, expect_function
+
+OWNER = "missing_curve"
+
+
+class MissingCurve(NamedTuple):
+    """A metric by the number of modalities that were taken from every sample.
+
+    Attributes:
+        missing: How many were taken, from 0 to one less than there are.
+        values: ``(len(missing), draws)`` in the unit of the metric; the row of 0 holds one number.
+    """
+
+    missing: tuple[int, ...]
+    values: Tensor
+
+
+def missing_curve(
+    fusion: nn.Module,
+    features: Mapping[str, Tensor | None],
+    metric: Callable[[Tensor], Tensor | float],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+    draws: int = 5,
+    generator: torch.Generator | None = None,
+) -> MissingCurve:
+    """Compute a metric while more and more modalities are taken away.
+
+    Which ones is drawn for each sample by itself, uniformly among those that it has; a sample that
+    has fewer than are to be taken loses all. Seed ``generator`` alike to compare fusions by the
+    same gaps.
+
+    The fusion runs in eval mode and without gradients, and every part of it is put back into the
+    mode that it had.
+
+    Args:
+        fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
+        features: Features by modality, as the fusion takes them.
+        metric: One number of the batch from its contexts, as a head's accuracy.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+        draws: How often to draw what is missing.
+        generator: Where that comes from; ``None`` for the global one.
+
+    Returns:
+        The curve.
+
+    Shape:
+        - metric: ``(batch, dim)`` to ``()``
+
+    Raises:
+        ValueError: If ``draws`` is no positive integer.
+        ShapeError: If ``fusion`` is no fusion, ``metric`` returns no number, or the fusion refuses
+            the call.
+
+    Examples:
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> curve = missing_curve(fusion, features, lambda context: context.square().mean())
+        >>> curve.missing, curve.values.shape
+        ((0, 1), torch.Size([2, 5]))
+    """
+    expect_function(OWNER, "metric", metric)
+    expect_count(OWNER, "draws", draws, fewest=1)
+    call = check_call(OWNER, fusion, features, masks, present)
+    batch, count = call.here.shape
+    rows: list[list[float]] = []
+    with evaluating(fusion), torch.no_grad():
+        for missing in range(count):
+            row: list[float] = []
+            for _ in range(draws if missing else 1):
+                # Those that are not there come last, so that they are not among the taken.
+                luck = draw(generator, batch, count).to(call.here.device)
+                place = luck.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
+                left = call.here & (place >= missing)
+                context = call.run(left.unsqueeze(0)).squeeze(0)
+                row.append(measure(OWNER, "metric", metric, context))
+            rows.append(row if missing else row * draws)
+    values = torch.tensor(rows, dtype=torch.float64)
+    return MissingCurve(tuple(range(count)), values)

@@ -1,0 +1,137 @@
+"""How much a metric depends on the order of fusion."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grf_fusion._fusion import GatedRecurrentFusion
+from grf_fusion._shapes import ShapeError
+from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
+from grf_fusion.diagnostics._options import expect_count, expect_function
+
+OWNER = "order_sensitivity"
+MOST_EXACT = 5
+USUAL_ORDERS = 120
+
+
+class OrderSensitivity(NamedTuple):
+    """A metric under several orders of fusion.
+
+    Attributes:
+        orders: The orders, all different, the declared one first.
+        values: ``(orders,)`` in the unit of the metric.
+        mean: Mean of ``values``.
+        spread: Their standard deviation, divided by their number and not by one less.
+        lowest: The smallest of them.
+        highest: The largest of them.
+        every: Whether ``orders`` are all that there are.
+    """
+
+    orders: tuple[tuple[str, ...], ...]
+    values: Tensor
+    mean: float
+    spread: float
+    lowest: float
+    highest: float
+    every: bool
+
+
+def order_sensitivity(
+    fusion: GatedRecurrentFusion,
+    features: Mapping[str, Tensor | None],
+    metric: Callable[[Tensor], Tensor | float],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+    orders: int | None = None,
+    generator: torch.Generator | None = None,
+) -> OrderSensitivity:
+    """Compute a metric under other orders of fusion than the declared one.
+
+    Of a fusion with ``share_weights=False`` and ``opening="first"`` the modality declared first has
+    no step of its own and keeps its place; the others change theirs. It was trained in one order:
+    what is measured is what the trained weights make of another one, not what training in that
+    order would give.
+
+    The fusion runs in eval mode and without gradients, and every part of it is put back into the
+    mode that it had.
+
+    Args:
+        fusion: The fusion.
+        features: Features by modality, as the fusion takes them.
+        metric: One number of the batch from its contexts, as a head's accuracy.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+        orders: How many different orders, the declared one included; ``None`` for all where at most
+            5 modalities change places and 120 beyond. Never more than there are.
+        generator: Where orders come from; ``None`` for the global one.
+
+    Returns:
+        Orders and values.
+
+    Shape:
+        - metric: ``(batch, dim)`` to ``()``
+
+    Raises:
+        ValueError: If ``orders`` is no positive integer.
+        ShapeError: If ``fusion`` is no `GatedRecurrentFusion`, ``metric`` returns no number, or the
+            fusion refuses the call.
+
+    Examples:
+        >>> widths = {"text": 6, "audio": 5, "depth": 7}
+        >>> fusion = GatedRecurrentFusion(widths, embed_dim=8, num_heads=2)
+        >>> features = {name: torch.randn(4, 3, width) for name, width in widths.items()}
+        >>> result = order_sensitivity(fusion, features, lambda context: context.square().mean())
+        >>> len(result.orders), result.every
+        (6, True)
+    """
+    if not isinstance(fusion, GatedRecurrentFusion):
+        raise ShapeError(
+            f"{OWNER}: expected `fusion` to be a GatedRecurrentFusion, "
+            f"got {type(fusion).__name__}. Other fusions have no order."
+        )
+    expect_function(OWNER, "metric", metric)
+    if orders is not None:
+        expect_count(OWNER, "orders", orders, fewest=1)
+    call = check_call(OWNER, fusion, features, masks, present)
+    fixed = 1 if fusion.blocks is not None and fusion.opening == "first" else 0
+    head, free = call.names[:fixed], call.names[fixed:]
+    count = math.factorial(len(free))
+    if orders is None:
+        orders = count if len(free) <= MOST_EXACT else USUAL_ORDERS
+    orders = min(orders, count)
+    chosen = [head + tail for tail in _permutations(free, orders, generator)]
+    values: list[float] = []
+    with evaluating(fusion), torch.no_grad():
+        for order in chosen:
+            context = fusion(features, masks=masks, present=call.here, order=order)
+            values.append(measure(OWNER, "metric", metric, context))
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return OrderSensitivity(
+        orders=tuple(chosen),
+        values=numbers,
+        mean=float(numbers.mean()),
+        spread=float(numbers.std(correction=0)),
+        lowest=min(values),
+        highest=max(values),
+        every=orders == count,
+    )
+
+
+def _permutations(
+    names: Sequence[str], number: int, generator: torch.Generator | None
+) -> list[tuple[str, ...]]:
+    """Return so many different permutations, the given one first."""
+    if len(names) <= MOST_EXACT:
+        every = list(itertools.permutations(names))
+        shuffled = draw(generator, len(every) - 1).argsort() + 1
+        return [every[0], *(every[int(place)] for place in shuffled[: number - 1])]
+    chosen = {tuple(names): None}
+    while len(chosen) < number:
+        order = draw(generator, len(names)).argsort()
+        chosen[tuple(names[int(place)] for place in order)] = None
+    return list(chosen)

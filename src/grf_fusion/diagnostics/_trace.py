@@ -1,0 +1,94 @@
+"""What a trace says about each step, read once for all diagnostics."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grf_fusion._shapes import ShapeError, expect_shape, expect_tensor
+from grf_fusion._state import FusionTrace
+
+
+class Steps(NamedTuple):
+    """The steps of a chain, a column for every modality in the order of fusion.
+
+    Attributes:
+        names: Names of the modalities.
+        gates: ``(batch, modalities, dim)``, at least float32: 0 where none was applied.
+        full_gates: ``(batch, modalities, time, dim)``: the same before they were averaged over the
+            steps of a context that is a sequence; ``time`` is 1 for one vector.
+        mask: ``(batch, time)``: the real steps among these.
+        present: ``(batch, modalities)``.
+        opener: ``(batch, modalities)``: True where the modality opens the sample's context.
+        learned: Whether every sample starts from a learnt vector, so that there is no opener.
+    """
+
+    names: tuple[str, ...]
+    gates: Tensor
+    full_gates: Tensor
+    mask: Tensor
+    present: Tensor
+    opener: Tensor
+    learned: bool
+
+    @property
+    def applied(self) -> Tensor:
+        """Where a gate was applied, ``(batch, modalities)``."""
+        return self.present & ~self.opener
+
+
+def read_trace(owner: str, trace: object) -> Steps:
+    """Check a trace and read it.
+
+    A learnt opening is told by the gates: it has one for the first modality too.
+
+    Args:
+        owner: Function that refuses.
+        trace: The value.
+
+    Returns:
+        The steps.
+
+    Raises:
+        ShapeError: If it is no trace, or its tensors do not fit each other.
+    """
+    if not isinstance(trace, FusionTrace):
+        raise ShapeError(
+            f"{owner}: expected `trace` to be a FusionTrace, got {type(trace).__name__}. "
+            "Call the fusion with return_trace=True and give the second result."
+        )
+    contexts = expect_tensor(owner, "trace.contexts", trace.contexts)
+    count = len(trace.order)
+    expect_shape(
+        owner, "trace.contexts", contexts, {"batch": None, "modalities": count, "dim": None}
+    )
+    batch, _, dim = contexts.shape
+    present = expect_tensor(owner, "trace.present", trace.present)
+    expect_shape(owner, "trace.present", present, {"batch": batch, "modalities": count})
+    gates = expect_tensor(owner, "trace.gates", trace.gates)
+    learned = gates.ndim == 3 and gates.shape[1] == count
+    axes = {"batch": batch, "steps": count if learned else count - 1, "dim": dim}
+    expect_shape(owner, "trace.gates", gates, axes)
+    if trace.time_gates is None:
+        full, mask = gates.unsqueeze(2), torch.ones_like(present[:, :1], dtype=torch.bool)
+    else:
+        full = expect_tensor(owner, "trace.time_gates", trace.time_gates)
+        axes = {"batch": batch, "steps": gates.shape[1], "time": None, "dim": dim}
+        expect_shape(owner, "trace.time_gates", full, axes)
+        mask = expect_tensor(owner, "trace.time_mask", trace.time_mask)
+        expect_shape(owner, "trace.time_mask", mask, {"batch": batch, "time": full.shape[2]})
+    present = present.bool()
+    opener = torch.zeros_like(present)
+    if not learned:
+        gates, full = (
+            torch.cat((g.new_zeros(batch, 1, *g.shape[2:]), g), dim=1) for g in (gates, full)
+        )
+        opener = present & (present.cumsum(dim=1) == 1)
+    exact = torch.promote_types(gates.dtype, torch.float32)
+    gates, full = gates.to(exact), full.to(exact)
+    return Steps(tuple(trace.order), gates, full, mask.bool(), present, opener, learned)
+
+
+def mean_where(values: Tensor, here: Tensor) -> Tensor:
+    """Mean of each column over the samples marked in ``here``; NaN where none is."""
+    return values.masked_fill(~here, 0.0).sum(dim=0) / here.sum(dim=0)

@@ -1,0 +1,60 @@
+"""What is attended to, as a heat map."""
+
+# pyright: reportUnknownMemberType=false
+# (matplotlib leaves the types of keyword arguments open.)
+
+from torch import Tensor
+
+from grf_fusion._shapes import ShapeError, expect_shape, expect_tensor
+from grf_fusion.viz._canvas import Axes, choose_axes, draw_heat_map, mark_whole_numbers
+
+
+def plot_attention(
+    weights: Tensor,
+    *,
+    sample: int = 0,
+    layer: int = 0,
+    head: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what a sample's queries read, as a heat map.
+
+    Args:
+        weights: One of the `AttentionWeights` that `grf_fusion.diagnostics.attention_maps` returns.
+        sample: Which sample, counted from 0.
+        layer: Which layer, likewise.
+        head: Which head, likewise; ``None`` for the mean of all, or where there is one query for a
+            row of each.
+        ax: Where to draw; ``None`` for a new figure.
+
+    Returns:
+        The axes.
+
+    Shape:
+        - weights: ``(batch, layers, heads, queries, keys)``
+
+    Raises:
+        ShapeError: If ``weights`` has another shape, or an index is beyond it.
+    """
+    owner = "plot_attention"
+    tensor = expect_tensor(owner, "weights", weights)
+    names = ("batch", "layers", "heads", "queries", "keys")
+    axes: dict[str, int | None] = dict.fromkeys(names)
+    expect_shape(owner, "weights", tensor, axes)
+    for argument, index, size in zip(
+        ("sample", "layer", "head"), (sample, layer, head or 0), tensor.shape, strict=False
+    ):
+        if not 0 <= index < size:
+            raise ShapeError(f"{owner}: expected `{argument}` from 0 to {size - 1}, got {index}.")
+    maps = tensor[sample, layer].detach()
+    ax = choose_axes(ax)
+    if head is not None:
+        rows, ylabel, title = maps[head], "query step", f"head {head}"
+    elif maps.shape[1] == 1:
+        rows, ylabel, title = maps[:, 0], "head", "one query"
+    else:
+        rows, ylabel, title = maps.mean(dim=0), "query step", "mean of the heads"
+    draw_heat_map(ax, rows, "attention weight\n(a row sums to 1)")
+    mark_whole_numbers(ax.yaxis)
+    ax.set(xlabel="key step", ylabel=ylabel, title=f"sample {sample}, layer {layer}, {title}")
+    return ax
