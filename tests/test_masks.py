@@ -63,7 +63,9 @@ def test_without_a_mask_all_is_real() -> None:
 
 
 def test_the_mean_is_that_of_the_real_steps_and_0_of_none() -> None:
-    assert masked_mean(values(), MASK).tolist() == [[2.5, 5.0], [0.0, 0.0]]
+    given = torch.cat((values(), torch.tensor([[[NAN, 1.0], [5.0, 7.0], [INF, 1.0]]])))
+    mask = torch.cat((MASK, torch.tensor([[False, True, False]])))
+    assert masked_mean(given, mask).tolist() == [[2.5, 5.0], [0.0, 0.0], [5.0, 7.0]]
 
 
 def test_a_full_mask_is_forgotten_and_no_other() -> None:
@@ -85,6 +87,12 @@ def test_a_mask_is_kept_where_looking_would_cost() -> None:
     assert none_if_full(wrapped) is wrapped
 
 
+def test_a_mask_is_kept_in_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    full = torch.ones(2, 3, dtype=torch.bool)
+    assert none_if_full(full) is full
+
+
 def test_a_mask_is_kept_in_a_transformation() -> None:
     kept: list[bool] = []
 
@@ -98,3 +106,8 @@ def test_a_mask_is_kept_in_a_transformation() -> None:
 
 def test_rows_without_a_real_step_become_real() -> None:
     assert unmask_empty(MASK).tolist() == [[True, False, True], [True, True, True]]
+    both = torch.stack((MASK, ~MASK))
+    assert unmask_empty(both).tolist() == [
+        [[True, False, True], [True, True, True]],
+        [[False, True, False], [True, True, True]],
+    ]
