@@ -30,7 +30,7 @@ ERRORS = ["tests/test_errors.py", "tests/test_messages.py"]
 PROPERTIES = [*ERRORS, "tests/test_guarantees.py", "tests/test_reference.py", "-k"]
 EVERY_ERROR = "test_errors or test_messages"
 TESTS = {
-    "_gate": [*PROPERTIES, f"{EVERY_ERROR} or unit or gate or identity_init or repr_shows"],
+    "_gate": [*ERRORS, "tests/test_gate.py"],
     "_gradient_modulation": ["tests/test_gradient_modulation.py", "tests/test_messages.py"],
     "_masks": [*ERRORS, "tests/test_masks.py"],
     "_modality_dropout": [*PROPERTIES, f"{EVERY_ERROR} or modality_dropout or repr_shows"],
