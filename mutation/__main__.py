@@ -44,11 +44,8 @@ TESTS = {
 # may differ, and why that does not matter.
 EQUIVALENT = [
     ("", r"cast\((None|\"[^\"]*\"|\w+), ", "typing.cast returns its second argument, whatever"),
-    (
-        "_masks",
-        r"lengths\.unsqueeze\([+-]1\)",
-        "lengths have one axis: 1 and -1 are the same place",
-    ),
+    ("_gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
+    ("_masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     ("_modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
     ("_state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),
 ]
