@@ -45,6 +45,11 @@ TESTS = {
 EQUIVALENT = [
     ("", r"cast\((None|\"[^\"]*\"|\w+), ", "typing.cast returns its second argument, whatever"),
     ("_gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
+    (
+        "_gradient_modulation",
+        r", (strict=\w+)?\)(\)|:)",
+        "each has one entry a modality or an axis",
+    ),
     ("_masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     ("_modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
     ("_state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),
