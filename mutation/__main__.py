@@ -30,11 +30,13 @@ ERRORS = ["tests/test_errors.py", "tests/test_messages.py"]
 PROPERTIES = [*ERRORS, "tests/test_guarantees.py", "tests/test_reference.py", "-k"]
 EVERY_ERROR = "test_errors or test_messages"
 TESTS = {
+    "_checkpoint_files": ["tests/test_checkpoints.py", "tests/test_messages.py"],
     "_gate": [*ERRORS, "tests/test_gate.py"],
     "_gradient_modulation": ["tests/test_gradient_modulation.py", "tests/test_messages.py"],
     "_masks": [*ERRORS, "tests/test_masks.py"],
     "_modality_dropout": [*PROPERTIES, f"{EVERY_ERROR} or modality_dropout or repr_shows"],
     "_options": ERRORS,
+    "_positions": ["tests/test_positions.py"],
     "_shapes": ERRORS,
     "_state": [*ERRORS, "tests/test_state.py"],
     "env": ["tests/test_env.py"],
@@ -52,6 +54,8 @@ EQUIVALENT = [
     ),
     ("_masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     ("_modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
+    ("_shapes", r", (strict=\w+)?\):", "the numbers of axes have just been found equal"),
+    ("_shapes", r"fits = (False|None)", "only its truth is asked for"),
     ("_state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),
 ]
 

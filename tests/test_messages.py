@@ -6,6 +6,7 @@ with the checks can say.
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -149,6 +150,11 @@ SAID: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: expect_flag("Who", "what", "no", other="auto"),
         ValueError,
         "Who: expected `what` to be 'auto', True or False, got 'no'.",
+    ),
+    "what equals any word": (
+        lambda: expect_flag("Who", "what", ANY, other="auto"),
+        ValueError,
+        "Who: expected `what` to be 'auto', True or False, got <ANY>.",
     ),
     "choice": (
         lambda: expect_choice("Who", "what", "c", ("a", "b")),
