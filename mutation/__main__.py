@@ -46,6 +46,7 @@ TESTS = {
 # may differ, and why that does not matter.
 EQUIVALENT = [
     ("", r"cast\((None|\"[^\"]*\"|\w+), ", "typing.cast returns its second argument, whatever"),
+    ("_checkpoint_files", r", (strict=\w+)?\)$", "the names have just been found equal"),
     ("_gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
     (
         "_gradient_modulation",
@@ -54,6 +55,7 @@ EQUIVALENT = [
     ),
     ("_masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     ("_modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
+    ("_positions", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
     ("_shapes", r", (strict=\w+)?\):", "the numbers of axes have just been found equal"),
     ("_shapes", r"fits = (False|None)", "only its truth is asked for"),
     ("_state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),

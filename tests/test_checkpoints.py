@@ -226,12 +226,13 @@ def test_more_missing_than_are_shown(tmp_path: Path) -> None:
     ("error", "reason"),
     [
         (RuntimeError("no good.\nAnd more."), "no good"),
+        (RuntimeError("it ends with an X."), "it ends with an X"),
         (EOFError(), "EOFError"),
         (OSError("a disk"), "a disk"),
         (ValueError("a value"), "a value"),
         (pickle.UnpicklingError("a pickle..."), "a pickle"),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=["two lines", "an X", "nothing", "file", "value", "pickle"],
 )
 def test_reason_is_the_first_line_of_what_pytorch_says(
     error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
