@@ -54,6 +54,8 @@ CLASSES: dict[str, Callable[..., nn.Module]] = {
 }
 # What else a baseline returns on request, and its name among the outputs.
 REQUESTS = {"weighted sum": ("return_weights", "weights"), "mult": ("return_fused", "last steps")}
+# No modality can be called so: a name holds no dot.
+HIDDEN = "hidden.states"
 NAN, INF = float("nan"), float("inf")
 
 Named = dict[str, Tensor]
@@ -261,9 +263,9 @@ def adapter_case(call: AdapterCall) -> Case:
         module: Callable[..., Any], values: Named, masks: Named, present: Tensor | None
     ) -> Named:
         given: dict[str, Tensor | None] = {**dict.fromkeys(call.masks or {}), **masks}
-        mask = given.pop("hidden", None)
+        mask = given.pop(HIDDEN, None)
         hidden = module(
-            values["hidden"],
+            values[HIDDEN],
             {name: values.get(name) for name in call.features},
             mask=mask,
             masks=given or call.masks,
@@ -271,19 +273,19 @@ def adapter_case(call: AdapterCall) -> Case:
         )
         if mask is not None:
             hidden = hidden.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
-        return {"hidden": hidden}
+        return {HIDDEN: hidden}
 
     def remake(**where: Any) -> nn.Module:
         return FusionAdapter(call.modalities, **call.options, **{"dtype": call.dtype} | where)
 
     module = remake()
     randomise(module, call.seed)
-    masks = {"hidden": call.mask} | dict(call.masks or {})
+    masks = {HIDDEN: call.mask} | dict(call.masks or {})
     return Case(
         module=module.eval(),
         run=run,
         remake=remake,
-        values={"hidden": call.hidden}
+        values={HIDDEN: call.hidden}
         | {name: value for name, value in call.features.items() if value is not None},
         masks={name: mask for name, mask in masks.items() if mask is not None},
         present=call.present,

@@ -15,7 +15,7 @@ from torch.export import Dim, export
 import properties
 import strategies
 from grf_fusion import AdaptedModel, FusionAdapter, ShapeError
-from properties import NAN, assert_close, assert_same_bits
+from properties import HIDDEN, NAN, assert_close, assert_same_bits
 from reference import reference_adapter
 from refusal import assert_refused
 from strategies import AdapterCall
@@ -92,7 +92,7 @@ def expected(call: AdapterCall, params: Named, inputs: Named) -> Tensor:
     kept = ("num_heads", "activation", "norm_first", "self_attention", "symmetric")
     return reference_adapter(
         params,
-        inputs["hidden"],
+        inputs[HIDDEN],
         {name: inputs.get(name) for name in call.features},
         modalities=call.modalities,
         mask=call.mask,
@@ -113,16 +113,33 @@ def assert_is_the_formula(call: AdapterCall) -> None:
         hidden = hidden * call.mask.bool().unsqueeze(-1)
     leaves = params | inputs
     slopes = torch.autograd.grad(
-        properties.weighted_sum({"hidden": hidden}), list(leaves.values()), materialize_grads=True
+        properties.weighted_sum({HIDDEN: hidden}), list(leaves.values()), materialize_grads=True
     )
     wanted = {f"gradient of {n}": slope for n, slope in zip(leaves, slopes, strict=True)}
-    assert_close(actual, {"hidden": hidden.detach()} | wanted)
+    assert_close(actual, {HIDDEN: hidden.detach()} | wanted)
 
 
 class TestAdapter:
     @QUICK
     @given(strategies.adapter_calls())
     def test_is_the_formula(self, call: AdapterCall) -> None:
+        assert_is_the_formula(call)
+
+    def test_modality_may_be_called_hidden(self) -> None:
+        options = dict.fromkeys(("norm_first", "symmetric", "checkpoint"), False)
+        call = AdapterCall(
+            modalities={"hidden": 7},
+            options=options
+            | {"embed_dim": 15, "num_heads": 3, "activation": "gelu"}
+            | {"self_attention": True},
+            hidden=torch.randn(2, 5, 15, dtype=torch.float64),
+            mask=torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]),
+            features={"hidden": torch.randn(2, 3, 7, dtype=torch.float64)},
+            masks=None,
+            present=None,
+            dtype=torch.float64,
+            seed=0,
+        )
         assert_is_the_formula(call)
 
     @pytest.mark.slow

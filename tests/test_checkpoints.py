@@ -146,3 +146,120 @@ def test_loading_shares_no_memory(tmp_path: Path) -> None:
     with torch.no_grad():
         twin.unit.linear.bias.fill_(7.0)
     assert not (module.unit.linear.bias == 7.0).any()
+
+
+SMALL = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+LOADER = "load_checkpoint: expected "
+
+
+def framed(**changes: Any) -> dict[str, Any]:
+    return {"format": "grf-fusion 1", "orders": {}, "state_dict": SMALL} | changes
+
+
+SAID: dict[str, tuple[Any, str]] = {
+    "format": (
+        framed(format="grf-fusion 2"),
+        "`path` to be of format 'grf-fusion 1', got 'grf-fusion 2'. Update grf-fusion.",
+    ),
+    "orders": (
+        framed(orders={"": ["text"]}),
+        "`module` to declare modalities in the order of the checkpoint, {'': ['text']}, got {}.",
+    ),
+    "names": ([1], "`path` to hold tensors by name, got list."),
+    "missing": (
+        {"weight": SMALL["weight"]},
+        "`path` to hold the parameters of the module, unexpected [], missing ['bias'].",
+    ),
+    "as many as are shown": (
+        SMALL | dict.fromkeys("abcde", 1),
+        (
+            "`path` to hold the parameters of the module, unexpected ['a', 'b', 'c', 'd', 'e'], "
+            "missing []."
+        ),
+    ),
+    "more than are shown": (
+        {"weight": SMALL["weight"]} | dict.fromkeys("abcdef", 1),
+        (
+            "`path` to hold the parameters of the module, unexpected ['a', 'b', 'c', 'd', 'e'], "
+            "missing ['bias'] and more, 7 in all."
+        ),
+    ),
+    "tensor": (SMALL | {"bias": 3}, "`path` to hold a tensor 'bias', got int."),
+    "shape": (
+        SMALL | {"bias": torch.zeros(3)},
+        (
+            "`path` to hold 'bias' of shape (2,) and a dtype like torch.float32, "
+            "got (3,) and torch.float32."
+        ),
+    ),
+    "dtype": (
+        SMALL | {"bias": torch.zeros(2).long()},
+        (
+            "`path` to hold 'bias' of shape (2,) and a dtype like torch.float32, "
+            "got (2,) and torch.int64."
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_message(name: str, tmp_path: Path) -> None:
+    content, message = SAID[name]
+    torch.save(content, tmp_path / "linear.pt")
+    with pytest.raises(ValueError, match="load_checkpoint") as caught:
+        load_checkpoint(nn.Linear(3, 2), tmp_path / "linear.pt")
+    assert str(caught.value) == LOADER + message
+
+
+def test_more_missing_than_are_shown(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "empty.pt")
+    module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(3)))
+    with pytest.raises(ValueError, match="load_checkpoint") as caught:
+        load_checkpoint(module, tmp_path / "empty.pt")
+    assert str(caught.value) == LOADER + (
+        "`path` to hold the parameters of the module, unexpected [], "
+        "missing ['0.weight', '0.bias', '1.weight', '1.bias', '2.weight'] and more, 6 in all."
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("no good.\nAnd more."), "no good"),
+        (RuntimeError("it ends with an X."), "it ends with an X"),
+        (EOFError(), "EOFError"),
+        (OSError("a disk"), "a disk"),
+        (ValueError("a value"), "a value"),
+        (pickle.UnpicklingError("a pickle..."), "a pickle"),
+    ],
+    ids=["two lines", "an X", "nothing", "file", "value", "pickle"],
+)
+def test_reason_is_the_first_line_of_what_pytorch_says(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "linear.pt"
+    torch.save(SMALL, path)
+    given: dict[str, Any] = {}
+
+    def load(*_: Any, **options: Any) -> None:
+        given.update(options)
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match="load_checkpoint") as caught:
+        load_checkpoint(nn.Linear(3, 2), path)
+    said = f"`path` to be a checkpoint, got {str(path)!r}, which cannot be read: {reason}."
+    assert str(caught.value) == LOADER + said
+    assert caught.value.__cause__ is error
+    # On the CPU wherever it was saved, and nothing in it runs.
+    assert given == {"map_location": "cpu", "weights_only": True}
+
+
+def test_what_is_saved_is_a_dictionary_of_three(tmp_path: Path) -> None:
+    fusion = make_fusion()
+    save_checkpoint(fusion, tmp_path / "fusion.pt")
+    content = torch.load(tmp_path / "fusion.pt", weights_only=True)
+    assert list(content) == ["format", "orders", "state_dict"]
+    assert content["format"] == "grf-fusion 1"
+    assert content["orders"] == {"": ["text", "image", "audio"]}
+    assert_same_bits(content["state_dict"], state_of(fusion))

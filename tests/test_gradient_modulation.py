@@ -363,3 +363,27 @@ def test_order_of_names_does_not_matter_and_a_module_dict_will_do() -> None:
         nn.ModuleDict(make_modules()), turned, call["targets"], alpha=0.5, noise=False
     )
     assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_modalities_that_are_level_are_left_alone() -> None:
+    modules = {name: nn.Linear(3, 2) for name in ("text", "audio", "depth")}
+    for module in modules.values():
+        module.weight.grad = torch.ones(2, 3)
+    logits = dict.fromkeys(modules, torch.tensor([[0.3, 1.2], [0.7, -0.4]]))
+    targets = torch.tensor([0, 1])
+    factors = modulate_gradients(modules, logits, targets, alpha=0.5, noise=False)
+    assert {name: factor.item() for name, factor in factors.items()} == dict.fromkeys(modules, 1.0)
+    for module in modules.values():
+        assert torch.equal(module.weight.grad, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_all_is_computed_where_the_logits_lie(noise: bool) -> None:
+    with torch.device("meta"):
+        modules = {name: nn.Linear(3, 2) for name in ("text", "audio")}
+        for module in modules.values():
+            module.weight.grad = torch.ones(2, 3)
+        logits = {name: torch.zeros(4, 2) for name in modules}
+        targets = torch.zeros(4, dtype=torch.long)
+    factors = modulate_gradients(modules, logits, targets, alpha=0.5, noise=noise)
+    assert {factor.device.type for factor in factors.values()} == {"meta"}

@@ -1156,6 +1156,18 @@ def test_modality_dropout_draws_anew() -> None:
     assert not torch.equal(drop(present), drop(present))
 
 
+def test_modality_dropout_of_0_drops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Also where luck is as bad as it can be.
+    luck = torch.tensor([[0.0, 0.5, 0.0]])
+    monkeypatch.setattr(torch, "rand", lambda *_args, **_options: luck.clone())
+    assert ModalityDropout(0.0)(torch.ones(1, 3).bool()).all()
+
+
+def test_modality_dropout_draws_where_presence_lies() -> None:
+    left = ModalityDropout(0.5)(torch.ones(2, 3, dtype=torch.bool, device="meta"))
+    assert left.device == torch.device("meta")
+
+
 def test_modality_dropout_fits_presence_and_forward() -> None:
     call = prime_call()
     fusion = build(call)

@@ -71,3 +71,48 @@ def test_a_module_holds_no_table() -> None:
     fusion({"a": torch.randn(2, 500, 3), "b": torch.randn(2, 7, 3)})
     assert fusion.state_dict().keys() == before.keys()
     assert not list(fusion.buffers())
+
+
+def test_a_table_of_the_same_length_is_the_same_table() -> None:
+    assert table(7).data_ptr() == table(7).data_ptr()
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_table_is_made_where_and_as_told(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
+    made = sinusoidal_positions(7, 15, device=torch.device("meta"), dtype=torch.bfloat16)
+    assert made.device.type == "meta"
+    assert made.dtype == torch.bfloat16
+    assert made.shape == (7, 15)
+    assert bool(_positions._tables) is not traced
+
+
+@pytest.mark.parametrize(
+    ("device", "exact"),
+    [("mps", torch.float32), ("cuda", torch.float64), ("cpu", torch.float64)],
+)
+def test_angles_are_as_exact_as_the_device_can(
+    device: str, exact: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, torch.dtype]] = []
+    arange = torch.arange
+
+    def on_the_cpu(*numbers: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        asked.append((device.type, dtype))
+        return arange(*numbers, dtype=dtype)
+
+    monkeypatch.setattr(torch, "arange", on_the_cpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    sinusoidal_positions(7, 15, device=torch.device(device), dtype=torch.float32)
+    assert asked == [(device, exact)] * 2
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cuda", False), ("cpu", True)])
+def test_what_a_cuda_graph_owns_is_not_kept(
+    device: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = torch.zeros(7, 15)
+    monkeypatch.setattr(_positions, "_compute", lambda *_: made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    sinusoidal_positions(7, 15, device=torch.device(device), dtype=torch.float32)
+    assert bool(_positions._tables) is kept

@@ -9,7 +9,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,7 @@ import grf_fusion
 import grf_fusion.baselines
 import grf_fusion.checkpoints
 import grf_fusion.diagnostics
+import grf_fusion.env
 import grf_fusion.parallel
 import grf_fusion.viz
 
@@ -33,6 +35,7 @@ LAYERS = {
     "_checkpoint_files": 0,
     "_eager": 0,
     "_shapes": 0,
+    "env": 0,
     "_dropout": 1,
     "_masks": 1,
     "_positions": 1,
@@ -137,6 +140,18 @@ def wrong_imports(texts: Mapping[str, str], layers: Mapping[str, int]) -> list[s
     ]
 
 
+def third_party(texts: Iterable[str]) -> set[str]:
+    """Return the packages that files import, without Python's own and ours."""
+    found: set[str] = set()
+    for text in texts:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"grf_fusion"}
+
+
 def assert_lines(text: str) -> list[int]:
     """Return the lines of a file that hold an `assert` statement."""
     return [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
@@ -215,6 +230,7 @@ def test_all_is_sorted_and_equals_the_public_names(package: ModuleType) -> None:
 def test_other_modules_offer_what_they_define() -> None:
     loaders = ["load_author_checkpoint", "load_checkpoint", "save_checkpoint"]
     assert grf_fusion.checkpoints.__all__ == loaders
+    assert grf_fusion.env.__all__ == ["environment"]
     assert grf_fusion.parallel.__all__ == ["tensor_parallel_plan"]
 
 
@@ -243,14 +259,29 @@ def test_top_release(changelog: str, version: str | None) -> None:
 
 
 def test_import_brings_no_further_package() -> None:
-    everything = (
-        "import grf_fusion, grf_fusion.baselines, grf_fusion.checkpoints, grf_fusion.diagnostics"
-    )
+    parts = ("baselines", "checkpoints", "diagnostics", "env")
+    everything = "import grf_fusion" + "".join(f", grf_fusion.{part}" for part in parts)
     assert added_packages(everything) == {"grf_fusion"}
 
 
 def test_added_packages_sees_a_further_package() -> None:
     assert "pytest" in added_packages("import json, pytest")
+
+
+def test_every_dependency_is_imported() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    needs = [*project["dependencies"], *project["optional-dependencies"]["viz"]]
+    declared = {re.match(r"[\w-]+", need)[0].replace("-", "_") for need in needs}
+    assert declared == third_party(sources().values())
+
+
+def test_third_party_packages_are_seen() -> None:
+    texts = [
+        "import os.path, torch.nn as nn",
+        "def late():\n    from einops import rearrange",
+        "from grf_fusion import x",
+    ]
+    assert third_party(texts) == {"torch", "einops"}
 
 
 def test_every_file_has_a_row() -> None:

@@ -16,6 +16,7 @@ import grf_fusion
 import grf_fusion.baselines
 import grf_fusion.checkpoints
 import grf_fusion.diagnostics
+import grf_fusion.env
 import grf_fusion.parallel
 import grf_fusion.viz
 
@@ -150,6 +151,7 @@ def test_search_finds(site: Path, word: str, page: str) -> None:
         grf_fusion.baselines,
         grf_fusion.checkpoints,
         grf_fusion.diagnostics,
+        grf_fusion.env,
         grf_fusion.parallel,
         grf_fusion.viz,
     ],

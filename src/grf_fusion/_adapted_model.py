@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from grf_fusion._adapter import FusionAdapter
 from grf_fusion._inputs import check_mapping, check_present
@@ -64,15 +65,16 @@ class AdaptedModel(nn.Module):
             for name, adapter in adapters.items()
         ]
 
+    @override
     def forward(
         self,
-        *args: Any,  # noqa: ANN401 (the host's own arguments)
+        *args: Any,
         features: Mapping[str, Tensor | None],
         hidden_mask: Tensor | None = None,
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        **kwargs: Any,
+    ) -> Any:
         """Call the host, with the adapters behind its layers.
 
         Args:
@@ -116,6 +118,7 @@ class AdaptedModel(nn.Module):
         self._handles.clear()
         return self.host
 
+    @override
     def extra_repr(self) -> str:
         """Show where the adapters are."""
         return f"layers={self.layers}"

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._block import SymmetricCrossAttentionBlock
 from grf_fusion._dropout import drop
@@ -126,6 +127,7 @@ class FusionAdapter(nn.Module):
         self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         self.position_dropout = nn.Dropout(dropout)
 
+    @override
     def forward(
         self,
         hidden: Tensor,
@@ -176,6 +178,7 @@ class FusionAdapter(nn.Module):
             state = self._enrich(state, mask, part)
         return state if mask is None else torch.where(mask.unsqueeze(-1), state, hidden)
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities and sizes."""
         return f"modalities={self.modalities}, embed_dim={self.embed_dim}"

@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._dropout import FEW
 from grf_fusion._eager import has_bias, is_plain
@@ -70,6 +71,7 @@ class OneKeyAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
+    @override
     def forward(
         self,
         query: Tensor,
@@ -128,6 +130,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
+    @override
     def forward(
         self,
         query: Tensor,

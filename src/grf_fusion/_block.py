@@ -4,6 +4,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._attention import AttentionWeights
 from grf_fusion._feedforward import ACTIVATIONS
@@ -206,6 +207,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         need_weights: Literal[True],
     ) -> tuple[Tensor, Tensor, AttentionWeights]: ...
 
+    @override
     def forward(
         self,
         context: Tensor,
@@ -292,6 +294,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
         return worth_packing(masks, packing=self.packing)
 
+    @override
     def extra_repr(self) -> str:
         """Show the sizes."""
         return (

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._eager import Formula, is_plain_call
 
@@ -62,6 +63,7 @@ def drop(dropout: nn.Dropout, values: Tensor, residual: Tensor | None = None) ->
 class _Drop(Formula):
     """``residual + dropout(values)``; nothing but the seed is kept for the backward pass."""
 
+    @override
     @staticmethod
     def forward(
         ctx: Any, values: Tensor, residual: Tensor | None, probability: float, seed: int
@@ -80,6 +82,7 @@ class _Drop(Formula):
                 torch.add(before[start:end], tile, alpha=keep.scale, out=result[start:end])
         return out
 
+    @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients

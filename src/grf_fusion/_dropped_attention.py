@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from grf_fusion._dropout import TILE, Keep, draw_seed, spans
 from grf_fusion._eager import Formula, once_more
@@ -83,6 +84,7 @@ class Plan(NamedTuple):
 
 
 class _Attention(Formula):
+    @override
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         ctx.save_for_backward(q, k, v)
@@ -101,6 +103,7 @@ class _Attention(Formula):
             _write(read, piece.samples, piece.queries, out)
         return out.mul_(keep.scale)
 
+    @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved: tuple[Tensor, ...] = ctx.saved_tensors

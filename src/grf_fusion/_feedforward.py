@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._dropout import FEW, TILE, Keep, draw_seed, drop, spans
 from grf_fusion._eager import Formula, has_bias, is_plain, is_plain_call, once_more
@@ -55,6 +56,7 @@ class Options(NamedTuple):
 
 
 class _FeedForward(Formula):
+    @override
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Tensor:
         *saved, ctx.options = given
@@ -73,6 +75,7 @@ class _FeedForward(Formula):
             torch.addmm(b2, hidden, w2.t(), alpha=scale, out=out[start:end])
         return out
 
+    @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         saved: tuple[Tensor, ...] = ctx.saved_tensors

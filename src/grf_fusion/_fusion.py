@@ -6,6 +6,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._block import SymmetricCrossAttentionBlock, check_block_options
 from grf_fusion._dropout import drop
@@ -279,6 +280,7 @@ class GatedRecurrentFusion(nn.Module):
         return_trace: Literal[True],
     ) -> tuple[Tensor, FusionTrace]: ...
 
+    @override
     def forward(
         self,
         features: Mapping[str, Tensor | None],
@@ -526,6 +528,7 @@ class GatedRecurrentFusion(nn.Module):
             name: getattr(self, name) for name in SETTINGS
         }
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities, sizes and order."""
         order = " -> ".join(self.modalities)

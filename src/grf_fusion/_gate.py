@@ -5,6 +5,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._shapes import (
     ShapeError,
@@ -124,6 +125,7 @@ class GatedFusionUnit(nn.Module):
         self, state: Tensor, update: Tensor, *, return_gate: Literal[True]
     ) -> tuple[Tensor, Tensor]: ...
 
+    @override
     def forward(
         self, state: Tensor, update: Tensor, *, return_gate: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -163,6 +165,7 @@ class GatedFusionUnit(nn.Module):
         fused = blend if self.norm is None else self.norm(blend)
         return (fused, gate) if return_gate else fused
 
+    @override
     def extra_repr(self) -> str:
         """Show the sizes."""
         return (

@@ -5,6 +5,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._attention import Attention, OneKeyAttention
 from grf_fusion._dropout import drop
@@ -74,6 +75,7 @@ class DecoderLayer(nn.Module):
         self.feedforward_norm = norm()
         self.dropout = nn.Dropout(dropout)
 
+    @override
     def forward(
         self,
         x: Tensor,

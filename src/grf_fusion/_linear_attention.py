@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._attention import project, split_heads
 from grf_fusion._layout import Layout, Padded
@@ -49,6 +50,7 @@ class LinearAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
 
+    @override
     def forward(
         self,
         query: Tensor,

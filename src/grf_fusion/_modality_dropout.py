@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._masks import as_mask
 from grf_fusion._shapes import ShapeError, expect_probability
@@ -33,6 +34,7 @@ class ModalityDropout(nn.Module):
         super().__init__()
         self.p = p
 
+    @override
     def forward(self, present: Tensor) -> Tensor:
         """Drop modalities from ``present``.
 
@@ -64,6 +66,7 @@ class ModalityDropout(nn.Module):
         luckiest = luck == luck.max(dim=1, keepdim=True).values
         return present & ((luck >= self.p) | luckiest)
 
+    @override
     def extra_repr(self) -> str:
         """Show the probability."""
         return f"p={self.p}"

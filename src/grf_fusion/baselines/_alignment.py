@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._inputs import tell_presence
 from grf_fusion._masks import unmask_empty
@@ -90,6 +91,7 @@ class ContrastiveAlignment(nn.Module):
         logit = -math.log(LARGEST_SCALE * temperature - 1)
         self.scale = nn.Parameter(nn.init.constant_(start, logit))
 
+    @override
     def forward(
         self,
         features: Mapping[str, Tensor | None],
@@ -165,6 +167,7 @@ class ContrastiveAlignment(nn.Module):
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities and sizes."""
         return (

@@ -6,6 +6,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._inputs import tell_presence
 from grf_fusion._layout import Padded
@@ -131,6 +132,7 @@ class ConcatFusion(nn.Module):
                 for _ in range(depth)
             )
 
+    @override
     def forward(
         self,
         features: Mapping[str, Tensor | None],
@@ -183,6 +185,7 @@ class ConcatFusion(nn.Module):
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities and sizes."""
         return (

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._attention import Attention
 from grf_fusion._inputs import tell_presence
@@ -99,6 +100,7 @@ class CrossModalAttentionFusion(nn.Module):
         self.mix = nn.Linear(len(declared) * embed_dim, embed_dim, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
 
+    @override
     def forward(
         self,
         features: Mapping[str, Tensor | None],
@@ -148,6 +150,7 @@ class CrossModalAttentionFusion(nn.Module):
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities and sizes."""
         return (

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._attention import Attention
 from grf_fusion._dropout import drop
@@ -39,6 +40,7 @@ class EncoderLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
 
+    @override
     def forward(self, x: Tensor, steps: Padded) -> Tensor:
         """Return the enriched steps."""
         read, _ = self.attention(x, x, steps, steps, need_weights=False)

@@ -5,6 +5,7 @@ from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._inputs import Arrival, check_call, tell_presence
 from grf_fusion._options import Modalities, check_modalities
@@ -170,6 +171,7 @@ class MulT(nn.Module):
         return_fused: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
 
+    @override
     def forward(
         self,
         features: Mapping[str, Tensor | None],
@@ -225,6 +227,7 @@ class MulT(nn.Module):
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities and sizes."""
         return (

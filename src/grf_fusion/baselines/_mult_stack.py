@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._attention import split_heads
 from grf_fusion._dropout import drop
@@ -101,6 +102,7 @@ class MulTLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.feedforward_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
+    @override
     def forward(self, x: Tensor, memory: Tensor | None, sight: Sight) -> Tensor:
         """Enrich the steps by what they read in the memory, or without one in themselves."""
         query = self.attention_norm(x)
@@ -154,6 +156,7 @@ class MulTStack(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
+    @override
     def forward(
         self,
         x: Tensor,

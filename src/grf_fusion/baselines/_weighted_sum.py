@@ -6,6 +6,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from grf_fusion._inputs import tell_presence
 from grf_fusion._masks import unmask_empty
@@ -102,6 +103,7 @@ class WeightedSumFusion(nn.Module):
         return_weights: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...
 
+    @override
     def forward(
         self,
         features: Mapping[str, Tensor | None],
@@ -152,6 +154,7 @@ class WeightedSumFusion(nn.Module):
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
+    @override
     def extra_repr(self) -> str:
         """Show modalities, sizes and weights."""
         return f"modalities={self.modalities}, embed_dim={self.embed_dim}, weights={self.weights!r}"

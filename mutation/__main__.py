@@ -1,0 +1,173 @@
+"""Change the source in every way that mutmut knows, and count what the tests notice.
+
+    python -m mutation _masks _gate      these files of src/grf_fusion; without names, all below
+    python -m mutation --table           what is known so far, and every mutant that is left
+
+A run can be stopped and goes on where it was. Each file has a working folder in .mutation/, a copy
+of the repository's, so that nothing here changes while it runs; results are kept in
+mutation/results/ as JSON. Needs `pip install mutmut`; one process, and a time limit a mutant.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORK = REPOSITORY / ".mutation"
+RESULTS = Path(__file__).parent / "results"
+COPIED = ("src", "tests", "benchmarks", "pyproject.toml", "README.md", "CHANGELOG.md")
+
+# For each file the tests that look closely at it, as pytest's arguments; seconds altogether, since
+# mutmut runs for each mutant those of them that reach its function.
+ERRORS = ["tests/test_errors.py", "tests/test_messages.py"]
+PROPERTIES = [*ERRORS, "tests/test_guarantees.py", "tests/test_reference.py", "-k"]
+EVERY_ERROR = "test_errors or test_messages"
+TESTS = {
+    "_checkpoint_files": ["tests/test_checkpoints.py", "tests/test_messages.py"],
+    "_gate": [*ERRORS, "tests/test_gate.py"],
+    "_gradient_modulation": ["tests/test_gradient_modulation.py", "tests/test_messages.py"],
+    "_masks": [*ERRORS, "tests/test_masks.py"],
+    "_modality_dropout": [*PROPERTIES, f"{EVERY_ERROR} or modality_dropout or repr_shows"],
+    "_options": ERRORS,
+    "_positions": ["tests/test_positions.py"],
+    "_shapes": ERRORS,
+    "_state": [*ERRORS, "tests/test_state.py"],
+    "env": ["tests/test_env.py"],
+}
+
+# Survivors that no test can notice, because they do the same: the file, where alone the two lines
+# may differ, and why that does not matter.
+EQUIVALENT = [
+    ("", r"cast\((None|\"[^\"]*\"|\w+), ", "typing.cast returns its second argument, whatever"),
+    ("_checkpoint_files", r", (strict=\w+)?\)$", "the names have just been found equal"),
+    ("_gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
+    (
+        "_gradient_modulation",
+        r", (strict=\w+)?\)(\)|:)",
+        "each has one entry a modality or an axis",
+    ),
+    ("_masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
+    ("_modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
+    ("_positions", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
+    ("_shapes", r", (strict=\w+)?\):", "the numbers of axes have just been found equal"),
+    ("_shapes", r"fits = (False|None)", "only its truth is asked for"),
+    ("_state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),
+]
+
+KINDS = ("killed", "same", "left")
+
+CONFIGURATION = """[mutmut]
+source_paths=src
+only_mutate=src/grf_fusion/{name}.py
+also_copy=
+{copied}
+pytest_add_cli_args=
+    --numprocesses=0
+    --no-cov
+    -p
+    no:cacheprovider
+pytest_add_cli_args_test_selection=
+{tests}
+use_git_change_detection=false
+"""
+
+
+def listed(lines: Iterable[str]) -> str:
+    """Write a list as setup.cfg wants it."""
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def prepare(name: str) -> Path:
+    """Copy the repository for one file; what mutmut remembers of an earlier run stays."""
+    folder = WORK / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in COPIED:
+        source, target = REPOSITORY / entry, folder / entry
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    for path in (folder / "src").rglob("*.py"):
+        # mutmut leaves a decorated function alone, and this decorator does nothing when it runs.
+        text = re.sub(r"^ *@override\n", "", path.read_text("utf-8"), flags=re.MULTILINE)
+        path.write_text(text, "utf-8")
+    text = CONFIGURATION.format(name=name, copied=listed(COPIED[2:]), tests=listed(TESTS[name]))
+    (folder / "setup.cfg").write_text(text, "utf-8")
+    return folder
+
+
+def run(name: str) -> None:
+    """Try every mutant of one file that has not been tried, and keep what came of it."""
+    environment = os.environ | {
+        # The same examples for every mutant.
+        "CI": "1",
+        "OMP_NUM_THREADS": "1",
+        "GRF_FUSION_DATA": str(WORK / "no-data"),
+        # mutmut puts the mutated source on the path; our own must not stand before it.
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-P", "-m", "mutation.worker", str(RESULTS / f"{name}.json")]
+    subprocess.run(command, cwd=prepare(name), env=environment, check=True)
+
+
+def reason(name: str, diff: str) -> str | None:
+    """Return why nobody can notice a mutant, or nothing if somebody could."""
+    changed = [line for line in diff.splitlines() if re.match(r"[+-](?!\+\+|--)", line)]
+    for file, pattern, why in EQUIVALENT:
+        rest = {re.sub(pattern, "", line[1:]) for line in changed}
+        if file in ("", name) and len(changed) == 2 and len(rest) == 1:
+            return why
+    return None
+
+
+def table() -> str:
+    """Return what is known of each file, and every mutant that no test notices."""
+    head = ["file", "mutants", "killed", "same", "left", "killed of those that differ"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    left: list[str] = []
+    whole: Counter[str] = Counter()
+    for path in sorted(RESULTS.glob("*.json")):
+        counts: Counter[str] = Counter()
+        for mutant, result in json.loads(path.read_text("utf-8")).items():
+            why = reason(path.stem, result.get("diff", ""))
+            killed = result["outcome"] in ("killed", "timeout")
+            counts[KINDS[0] if killed else KINDS[1] if why else KINDS[2]] += 1
+            if not killed:
+                left += [f"{mutant}: {why or result['outcome']}", result["diff"], ""]
+        lines.append(row(f"`{path.stem}.py`", counts))
+        whole += counts
+    return "\n".join([*lines, row("together", whole), "", *left])
+
+
+def row(name: str, counts: Counter[str]) -> str:
+    """Write one line of the table."""
+    numbers = [counts.total(), *(counts[kind] for kind in KINDS)]
+    differ = counts["killed"] + counts["left"]
+    share = f"{counts['killed'] / differ:.1%}" if differ else ""
+    return f"| {' | '.join([name, *map(str, numbers), share])} |"
+
+
+def main() -> None:
+    """Read the command line and do what it says."""
+    parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
+    parser.add_argument("names", nargs="*", help="files of src/grf_fusion, without .py")
+    parser.add_argument("--table", action="store_true", help="show results instead of running")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(TESTS):
+        parser.error(f"no tests are chosen for {sorted(unknown)}: add them to TESTS")
+    if not arguments.table:
+        for name in arguments.names or TESTS:
+            run(name)
+    sys.stdout.write(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What a report of a problem has to say of where it happened: ``python -m grf_fusion.env``."""
+
+import platform
+import sys
+from importlib import metadata
+
+import torch
+
+__all__ = ["environment"]
+
+
+def environment() -> dict[str, str]:
+    """Return the versions and the device that decide what a layer does here.
+
+    Nothing of it tells who or where the user is.
+
+    Returns:
+        For each of ``grf-fusion``, ``torch``, ``einops``, ``typing-extensions``, ``python``,
+        ``system`` and ``device`` what is there.
+
+    Examples:
+        >>> list(environment())[:2]
+        ['grf-fusion', 'torch']
+    """
+    return {
+        "grf-fusion": _installed("grf-fusion"),
+        # The module's own version tells the build too, "+cpu" or "+cu130".
+        "torch": torch.__version__,
+        "einops": _installed("einops"),
+        "typing-extensions": _installed("typing-extensions"),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": platform.platform(),
+        "device": _device(),
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> str:
+    """Name what PyTorch computes on here."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+        built = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        return f"{names} ({built})"
+    if torch.backends.mps.is_available():
+        return f"{platform.machine()} (MPS)"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(f"{name}: {value}\n" for name, value in environment().items())

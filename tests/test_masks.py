@@ -1,0 +1,113 @@
+"""The mask convention and its helpers, value by value."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from grf_fusion import mask_from_lengths
+from grf_fusion._masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
+
+NAN, INF = float("nan"), float("inf")
+CPU, META = torch.device("cpu"), torch.device("meta")
+MASK = torch.tensor([[True, False, True], [False, False, False]])
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_lengths_of_every_integer_type(dtype: torch.dtype) -> None:
+    mask = mask_from_lengths(torch.tensor([0, 2, 3], dtype=dtype), 3)
+    assert mask.tolist() == [[False] * 3, [True, True, False], [True] * 3]
+    assert mask.dtype == torch.bool
+
+
+def test_the_shortest_mask_has_one_step() -> None:
+    assert mask_from_lengths(torch.tensor([1, 0]), 1).tolist() == [[True], [False]]
+
+
+def test_a_mask_lies_where_its_lengths_lie() -> None:
+    mask = mask_from_lengths(torch.tensor([9], device="meta"), 3)
+    assert mask.device == META
+    assert mask.shape == (1, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *INTEGERS])
+def test_masks_of_every_type_mean_the_same(dtype: torch.dtype) -> None:
+    mask = as_mask("Who", "what", MASK.to(dtype), CPU, batch=2, time=None)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, MASK)
+
+
+def test_values_are_not_read_where_there_are_none() -> None:
+    mask = as_mask("Who", "what", torch.ones(2, dtype=torch.int8, device="meta"), META, batch=2)
+    assert mask.device == META
+    assert mask.dtype == torch.bool
+
+
+def values() -> Tensor:
+    return torch.tensor([[[1.0, 2.0], [NAN, INF], [4.0, 8.0]], [[NAN, INF]] * 3])
+
+
+def test_masked_values_are_0_and_have_no_gradient() -> None:
+    given = values().requires_grad_()
+    filled = fill_masked(given, MASK)
+    assert filled.tolist() == [[[1.0, 2.0], [0.0, 0.0], [4.0, 8.0]], [[0.0, 0.0]] * 3]
+    filled.sum().backward()
+    assert torch.equal(given.grad, MASK.unsqueeze(-1).expand(2, 3, 2).float())
+
+
+def test_without_a_mask_all_is_real() -> None:
+    given = torch.arange(12.0).view(2, 3, 2)
+    assert fill_masked(given, None) is given
+    assert masked_mean(given, None).tolist() == [[2.0, 3.0], [8.0, 9.0]]
+
+
+def test_the_mean_is_that_of_the_real_steps_and_0_of_none() -> None:
+    given = torch.cat((values(), torch.tensor([[[NAN, 1.0], [5.0, 7.0], [INF, 1.0]]])))
+    mask = torch.cat((MASK, torch.tensor([[False, True, False]])))
+    assert masked_mean(given, mask).tolist() == [[2.5, 5.0], [0.0, 0.0], [5.0, 7.0]]
+
+
+def test_a_full_mask_is_forgotten_and_no_other() -> None:
+    full = torch.ones(2, 3, dtype=torch.bool)
+    assert none_if_full(full) is None
+    assert none_if_full(None) is None
+    assert none_if_full(MASK) is MASK
+
+
+def test_a_mask_is_kept_where_looking_would_cost() -> None:
+    full = torch.ones(2, 3, dtype=torch.bool)
+    elsewhere = full.to("meta")
+    assert none_if_full(elsewhere) is elsewhere
+
+    class Wrapped(Tensor):
+        """A tensor that is not known to be an ordinary one."""
+
+    wrapped = full.as_subclass(Wrapped)
+    assert none_if_full(wrapped) is wrapped
+
+
+def test_a_mask_is_kept_in_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    full = torch.ones(2, 3, dtype=torch.bool)
+    assert none_if_full(full) is full
+
+
+def test_a_mask_is_kept_in_a_transformation() -> None:
+    kept: list[bool] = []
+
+    def look(mask: Tensor) -> Tensor:
+        kept.append(none_if_full(mask) is mask)
+        return mask
+
+    vmap(look)(torch.ones(2, 3, dtype=torch.bool))
+    assert kept == [True]
+
+
+def test_rows_without_a_real_step_become_real() -> None:
+    assert unmask_empty(MASK).tolist() == [[True, False, True], [True, True, True]]
+    both = torch.stack((MASK, ~MASK))
+    assert unmask_empty(both).tolist() == [
+        [[True, False, True], [True, True, True]],
+        [[False, True, False], [True, True, True]],
+    ]
