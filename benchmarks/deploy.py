@@ -21,6 +21,7 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
+from onnx_ir.passes import common
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 from torch.export import Dim, export
@@ -110,6 +111,8 @@ def convert(model: nn.Module, folder: Path, example: tuple[Tensor, Tensor]) -> d
                 model, example, dynamic_shapes=(batch, batch), opset_version=opset, dynamo=True,
                 verbose=False,
             )  # fmt: skip
+            common.DeduplicateInitializersPass(size_limit=2**30)(program.model)
+            common.ClearMetadataAndDocStringPass()(program.model)
             program.save(path)
             forms[f"onnxruntime, opset {opset}"] = Form(path.stat().st_size, onnx_session(path))
         small = folder / "int8.onnx"
