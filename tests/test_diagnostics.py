@@ -920,12 +920,12 @@ class TestAll:
     @pytest.mark.parametrize(
         ("name", "argument", "value", "got"),
         [
-            ("leave_one_out", "rows", 0, "at least 1, got 0"),
-            ("shapley_values", "rows", 2.5, "at least 1, got 2.5"),
+            ("leave_one_out", "rows", 0, "a positive integer, got 0"),
+            ("shapley_values", "rows", 2.5, "a positive integer, got 2.5"),
             ("shapley_values", "permutations", 1, "at least 2, got 1"),
             ("shapley_values", "permutations", True, "at least 2, got True"),
-            ("order_sensitivity", "orders", 0, "at least 1, got 0"),
-            ("missing_curve", "draws", "5", "at least 1, got '5'"),
+            ("order_sensitivity", "orders", 0, "a positive integer, got 0"),
+            ("missing_curve", "draws", "5", "a positive integer, got '5'"),
         ],
     )
     def test_refuses_counts(self, name: str, argument: str, value: Any, got: str) -> None:

@@ -126,7 +126,7 @@ def expect_same_device(owner: str, argument: str, tensor: Tensor, device: torch.
 
 
 def expect_size(owner: str, argument: str, value: object) -> None:
-    """Refuse a constructor's size that is not a positive integer.
+    """Refuse a size or a number of draws that is not a positive integer.
 
     Raises:
         ValueError: If it is not.

@@ -94,8 +94,7 @@ def load_author_checkpoint(
     expect_flag(OWNER, "literal", literal)
     if literal and model == "grf":
         raise ValueError(
-            f"{OWNER}: expected no `literal` with model='grf', got True. The GRF authors' model "
-            "has masks."
+            f"{OWNER}: expected no `literal` with model='grf', got True. It is an option of MulT."
         )
     if not isinstance(state_dict, Mapping):
         raise ValueError(

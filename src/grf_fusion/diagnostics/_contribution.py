@@ -7,8 +7,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from grf_fusion._shapes import expect_size
 from grf_fusion.diagnostics._calls import Call, check_call, draw, evaluating, score
-from grf_fusion.diagnostics._options import expect_count, expect_function
+from grf_fusion.diagnostics._options import expect_function, expect_several
 from grf_fusion.diagnostics._trace import mean_where
 
 MOST_EXACT = 8
@@ -97,7 +98,7 @@ def leave_one_out(
     """
     owner = "leave_one_out"
     expect_function(owner, "value", value)
-    expect_count(owner, "rows", rows, fewest=1)
+    expect_size(owner, "rows", rows)
     call = check_call(owner, fusion, features, masks, present)
     count = len(call.names)
     everything = torch.ones(1, count, dtype=torch.bool)
@@ -165,9 +166,9 @@ def shapley_values(
     """
     owner = "shapley_values"
     expect_function(owner, "value", value)
-    expect_count(owner, "rows", rows, fewest=1)
+    expect_size(owner, "rows", rows)
     if permutations is not None:
-        expect_count(owner, "permutations", permutations, fewest=2)
+        expect_several(owner, "permutations", permutations)
     call = check_call(owner, fusion, features, masks, present)
     count = len(call.names)
     if permutations is None and count <= MOST_EXACT:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grf_fusion._shapes import expect_size
 from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
-from grf_fusion.diagnostics._options import expect_count, expect_function
+from grf_fusion.diagnostics._options import expect_function
 
 OWNER = "missing_curve"
 
@@ -72,7 +73,7 @@ def missing_curve(
         ((0, 1), torch.Size([2, 5]))
     """
     expect_function(OWNER, "metric", metric)
-    expect_count(OWNER, "draws", draws, fewest=1)
+    expect_size(OWNER, "draws", draws)
     call = check_call(OWNER, fusion, features, masks, present)
     batch, count = call.here.shape
     rows: list[list[float]] = []

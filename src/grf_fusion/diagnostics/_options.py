@@ -19,15 +19,15 @@ def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1
         )
 
 
-def expect_count(owner: str, argument: str, value: object, *, fewest: int) -> None:
-    """Refuse a number of draws that is too small.
+def expect_several(owner: str, argument: str, value: object) -> None:
+    """Refuse a number of draws that has no standard error.
 
     Raises:
-        ValueError: If it is no integer of at least ``fewest``.
+        ValueError: If it is no integer of at least 2.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < fewest:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
         raise ValueError(
-            f"{owner}: expected `{argument}` to be an integer of at least {fewest}, got {value!r}."
+            f"{owner}: expected `{argument}` to be an integer of at least 2, got {value!r}."
         )
 
 

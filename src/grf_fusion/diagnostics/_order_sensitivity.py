@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from grf_fusion._fusion import GatedRecurrentFusion
-from grf_fusion._shapes import ShapeError
+from grf_fusion._shapes import ShapeError, expect_size
 from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
-from grf_fusion.diagnostics._options import expect_count, expect_function
+from grf_fusion.diagnostics._options import expect_function
 
 OWNER = "order_sensitivity"
 MOST_EXACT = 5
@@ -96,7 +96,7 @@ def order_sensitivity(
         )
     expect_function(OWNER, "metric", metric)
     if orders is not None:
-        expect_count(OWNER, "orders", orders, fewest=1)
+        expect_size(OWNER, "orders", orders)
     call = check_call(OWNER, fusion, features, masks, present)
     fixed = 1 if fusion.blocks is not None and fusion.opening == "first" else 0
     head, free = call.names[:fixed], call.names[fixed:]
