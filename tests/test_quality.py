@@ -692,6 +692,20 @@ def test_the_table_holds_what_was_run(tmp_path):
     assert list(row["missing"]) == ["0", "1", "2"]
 
 
+def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights(tmp_path):
+    only = ["--only", "synthetic-binary,GRF, one-way"]
+    command.main(["--out", str(tmp_path), "--quick", "--no-progress", *only])
+    store = Store(tmp_path / "runs.jsonl")
+    ran = {(r["stage"], r["method"]) for r in store.records.values() if "method" in r}
+    assert ran == {("trial", "GRF"), ("final", "GRF, one-way"), ("cost", "GRF, one-way")}
+    (summary,) = tables.summarise(store)
+    (row,) = summary["rows"]
+    assert (row["name"], row["seeds"]) == ("GRF, one-way", 2)
+    assert row["costs"]["training"]["median"] > 0
+    trial = next(r for r in store.records.values() if r["stage"] == "trial")
+    assert row["parameters"] < trial["parameters"]
+
+
 def test_shards_share_the_methods_and_costs_and_figures_are_made(tmp_path):
     for shard in ("1/2", "2/2"):
         call(tmp_path, "--shard", shard)

@@ -47,12 +47,12 @@ def measure(jobs: "Mapping[str, Job]", chosen: Callable[[str], bool], choose: Ch
     device = next(iter(timed.values()))[0].settings.device
     options = {"repeats": REPEATS, "limit": LIMIT, "device": device}
     results = {"training": clock.race(steps, **options), "inference": clock.race(reads, **options)}
-    for name, (job, best, record) in timed.items():
+    for name, (job, _, record) in timed.items():
         for figure, of_all in results.items():
             found = of_all[name]
             record[figure] = found if isinstance(found, str) else found._asdict()
         batch = job.dataset.budget.batch
-        job.store.add(record | {"batch": batch, "parameters": best["parameters"]})
+        job.store.add(record | {"batch": batch})
     del steps, reads
     gc.collect()
 

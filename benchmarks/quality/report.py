@@ -38,7 +38,7 @@ def _of_dataset(about: Record, records: Sequence[Record]) -> dict[str, Any]:
         by_method.setdefault(record["method"], []).append(record)
     rows, pending, skipped = [], [], {}
     for name, own in by_method.items():
-        tuned = by_method.get(GRF, []) if own[0]["group"] == "order" else own
+        tuned = by_method.get(own[-1]["tuned as"] or name, [])
         trials = [record for record in tuned if record["stage"] == "trial"]
         if own[-1]["stage"] == "skipped":
             skipped[name] = own[-1]["reason"]
@@ -74,11 +74,10 @@ def _row(name: str, own: Sequence[Record], chosen: Record, task: Task) -> dict[s
         "rate": rate,
         "width": width,
         "trial": trial,
-        "validation": chosen["validation"][task.primary],
         "test": scores,
         "missing": {gone: _spread(values) for gone, values in missing.items()},
         "orders": [final["orders"] for final in finals if "orders" in final],
-        "parameters": chosen["parameters"],
+        "parameters": finals[-1]["parameters"] if finals else 0,
         "epochs": statistics.fmean([len(f["history"]) for f in finals]) if finals else 0.0,
         "seconds": statistics.fmean([f["seconds"] for f in finals]) if finals else 0.0,
         "costs": {figure: costs[-1].get(figure) for figure in UNITS} if costs else {},

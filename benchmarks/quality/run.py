@@ -56,6 +56,7 @@ class Job(NamedTuple):
             "method": method.name,
             "method key": method_key(method),
             "group": method.group,
+            "tuned as": method.tuned_as,
         }
 
     def record(self, stage: str, **differs: object) -> Record:
@@ -65,7 +66,9 @@ class Job(NamedTuple):
         return {"key": key} | known | differs
 
     def trials(self) -> list[Record]:
-        """Return all trials, after running those that were not."""
+        """Return all trials, after running those that were not; whose they are, the method says."""
+        if self.method.tuned_as is not None:
+            return self._replace(method=methods(self.dataset)[self.method.tuned_as]).trials()
         return [
             self._run("trial", trial, settings, TRIAL_SEED)
             for trial, settings in enumerate(self.dataset.budget.trials)
@@ -139,8 +142,7 @@ def run(
     }
     for name, method in known.items():
         if chosen(name) and mine(method, settings) and not jobs[name].too_large():
-            tuned = jobs[method.tuned_as or name]
-            jobs[name].finals(choose(dataset.task, tuned.trials()))
+            jobs[name].finals(choose(dataset.task, jobs[name].trials()))
             bar.update()
     if settings.costs and settings.shard[1] == 1:
         cost.measure(jobs, chosen, choose)
