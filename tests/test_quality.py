@@ -706,6 +706,52 @@ def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights
     assert row["parameters"] < trial["parameters"]
 
 
+def test_the_overview_holds_ours_against_the_best_other(tmp_path):
+    names = ("GRF", "concatenation, late", "weighted sum, equal", "gradient boosting on summaries")
+    only = itertools.chain.from_iterable(("--only", f"synthetic-classes,{n}") for n in names)
+    command.main(["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs", *only])
+    store = Store(tmp_path / "runs.jsonl")
+    text = tables.markdown(store)
+    (line,) = (x for x in text.splitlines() if x.startswith("| synthetic-classes |"))
+    _, _, count, metric, own, fused, classical, verdict, lost, _ = line.split("|")
+    (summary,) = tables.summarise(store)
+    rows = {row["name"]: row for row in summary["rows"]}
+    test = {name: row["test"]["accuracy"] for name, row in rows.items()}
+    assert (int(count), metric.strip()) == (3, "accuracy")
+    best = max(names[1:3], key=lambda name: test[name]["mean"])
+    assert fused.strip().endswith(best)
+    assert classical.strip().endswith(names[3])
+    assert own.strip().startswith(f"{test['GRF']['mean']:.3f}")
+    rival = max(names[1:], key=lambda name: test[name]["mean"])
+    gap = test["GRF"]["mean"] - test[rival]["mean"]
+    slack = max(test["GRF"]["half width"], test[rival]["half width"])
+    want = "within the interval" if abs(gap) <= slack else ("behind", "ahead")[gap > 0]
+    assert verdict.strip() == want
+    # 30 % of 3 modalities lie between none and one of them.
+    want_lost = [
+        0.9 * (rows[name]["missing"]["0"]["mean"] - rows[name]["missing"]["1"]["mean"])
+        for name in ("GRF", best)
+    ]
+    assert lost.strip() == " / ".join(f"{value:.3f}" for value in want_lost)
+
+
+@pytest.mark.parametrize(
+    ("higher", "own", "other", "want"),
+    [
+        (True, (0.9, 0.01), (0.8, 0.02), "ahead"),
+        (True, (0.8, 0.01), (0.9, 0.02), "behind"),
+        (True, (0.89, 0.03), (0.9, 0.005), "within the interval"),
+        (True, (0.91, 0.005), (0.9, 0.03), "within the interval"),
+        (False, (0.8, 0.01), (0.9, 0.02), "ahead"),
+        (False, (0.9, 0.01), (0.8, None), "behind"),
+    ],
+)
+def test_ahead_and_behind_are_by_more_than_the_wider_interval(higher, own, other, want):
+    task = tables.Task("regression", 1, "MAE", higher)
+    rows = [{"test": {"MAE": {"mean": m, "half width": h}}} for m, h in (own, other)]
+    assert tables._verdict(*rows, task) == want
+
+
 def test_shards_share_the_methods_and_costs_and_figures_are_made(tmp_path):
     for shard in ("1/2", "2/2"):
         call(tmp_path, "--shard", shard)
