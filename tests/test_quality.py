@@ -1,5 +1,6 @@
 """The quality benchmark reads, splits, trains, measures and resumes as it says."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,14 +12,25 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import catalog, cost, icu, mosi, sensors
 from benchmarks.quality import metrics as ours
 from benchmarks.quality import report as tables
 from benchmarks.quality import run as running
-from benchmarks.quality.data import Budget, Part, Task, curve, stratified, summaries_of
+from benchmarks.quality.data import (
+    Batch,
+    Budget,
+    Part,
+    Task,
+    curve,
+    drop_steps,
+    stratified,
+    summaries_of,
+)
 from benchmarks.quality.methods import (
     ABLATIONS,
     GRF,
@@ -33,7 +45,7 @@ from benchmarks.quality.methods import (
 )
 from benchmarks.quality.store import Store, method_key
 from benchmarks.quality.synthetic import synthetic
-from benchmarks.quality.train import Learner, Network, build, evaluate, keep, train
+from benchmarks.quality.train import Learner, Network, build, evaluate, keep, refit, train
 from grf_fusion import GatedRecurrentFusion
 from grf_fusion.baselines import MulT
 
@@ -248,6 +260,27 @@ def test_a_fifth_is_held_out_of_every_class():
     assert [int(held[labels == k].sum()) for k in range(3)] == [10, 5, 2]
     assert (held == stratified(labels, 0.2, 1)).all()
     assert (held != stratified(labels, 0.2, 2)).any()
+
+
+def test_dropped_steps_are_some_of_the_real_ones_and_never_all():
+    chance = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([0, 1, 2, 40] * 100)
+    real = torch.arange(40) < lengths.unsqueeze(1)
+    features = {"padded": torch.randn(400, 40, 2), "full": torch.randn(400, 3, 2)}
+    batch = Batch(features, {"padded": real}, torch.ones(400, 2), torch.zeros(400))
+    dropped = drop_steps(batch, 0.3, chance)
+    assert dropped.features is features
+    assert dropped.masks["full"].any(dim=1).all()
+    padded = dropped.masks["padded"]
+    assert not padded[~real].any()
+    assert torch.equal(padded.any(dim=1), real.any(dim=1))
+    assert torch.equal(padded[lengths == 1], real[lengths == 1])
+    share = padded[lengths == 40].float().mean().item()
+    assert share == pytest.approx(0.7, abs=0.02)
+    # Of two steps one is left at least: 1 - 0.3 a step, and half of the 0.09 that would lose both.
+    pairs = padded[lengths == 2][:, :2].float().mean().item()
+    assert pairs == pytest.approx(0.745, abs=0.1)
+    assert all(mask.all() for mask in drop_steps(batch, 0.0, chance).masks["full"])
 
 
 def test_a_batch_is_trimmed_and_keeps_who_has_nothing():
@@ -557,6 +590,72 @@ def test_the_best_epoch_counts_and_patience_ends():
 # Missing modalities
 
 
+def test_parts_are_joined_one_behind_the_other():
+    parts = synthetic().parts
+    train_part, other = parts["train"], parts["test"]
+    longer = {name: F.pad(x, (0, 0, 0, 2)) for name, x in other.features.items()}
+    masks = {name: F.pad(x, (0, 2)) for name, x in other.masks.items()}
+    for second in (other, Part(longer, masks, other.labels, other.summaries)):
+        joined = train_part.join(second)
+        assert len(joined) == len(train_part) + len(second)
+        for part, start in ((train_part, 0), (second, len(train_part))):
+            index = torch.arange(len(part))
+            got, want = joined.batch(index + start), part.batch(index)
+            torch.testing.assert_close(got.features, want.features, rtol=0, atol=0)
+            torch.testing.assert_close(got.masks, want.masks, rtol=0, atol=0)
+            assert torch.equal(got.present, want.present)
+            assert torch.equal(got.labels, want.labels)
+            np.testing.assert_array_equal(
+                joined.summaries.values[start : start + len(part)], part.summaries.values
+            )
+
+
+def test_a_refit_trains_on_train_and_validation_for_the_epochs_that_were_chosen():
+    dataset = synthetic("binary")
+    object.__setattr__(dataset, "budget", dataclasses.replace(dataset.budget, epochs=1))
+    method = methods(dataset)["concatenation, late"]
+    chosen = {"trial": 0, "seed": 1, "epochs": 1, "threshold": 0.25}
+    found = refit(method, dataset, (1e-2, 8), **chosen)
+    assert (found.validation, found.history, found.threshold) == ({}, [], 0.25)
+    # The same as a training of one epoch whose training part is both.
+    joined = dataset.parts["train"].join(dataset.parts["validation"])
+    parts = dict(dataset.parts, train=joined)
+    whole = dataclasses.replace(dataset, parts=parts)
+    want = train(method, whole, (1e-2, 8), trial=0, seed=1)
+    part = dataset.parts["test"]
+    np.testing.assert_array_equal(found.predictor(part, None), want.predictor(part, None))
+    less = train(method, dataset, (1e-2, 8), trial=0, seed=1)
+    assert not np.array_equal(found.predictor(part, None), less.predictor(part, None))
+    linear = methods(dataset)["logistic regression on summaries"]
+    seen = refit(linear, dataset, (1e-2, 8), **chosen).predictor.model[-1]
+    assert seen.n_features_in_ == joined.summaries.values.shape[1]
+
+
+def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeypatch):
+    dataset = synthetic("binary")
+    budget = dataclasses.replace(dataset.budget, epochs=3, refit=True)
+    object.__setattr__(dataset, "budget", budget)
+    asked = []
+
+    def spy(*args, **options):
+        asked.append(options)
+        return refit(*args, **options)
+
+    monkeypatch.setattr(running, "refit", spy)
+    store = Store(tmp_path / "runs.jsonl")
+    settings = running.Settings(seeds=2, costs=False)
+    names = ("concatenation, late", "logistic regression on summaries")
+    running.run(dataset, store, settings, lambda name: name in names, tqdm(disable=True))
+    records = [r for r in store.records.values() if "method" in r]
+    assert len([r for r in records if r["stage"] == "final"]) == len(asked) == 4
+    for name, options in zip((names[1], names[1], names[0], names[0]), asked, strict=True):
+        own = [r for r in records if r["method"] == name]
+        best = running.choose(dataset.task, [r for r in own if r["stage"] == "trial"])
+        assert options["epochs"] == int(np.argmax(best["history"])) + 1
+        assert options["threshold"] == best["threshold"] is not None
+    assert "trained on train and validation together" in tables.markdown(store)
+
+
 def test_the_curve_keeps_what_it_says():
     present = torch.rand(500, 7, generator=torch.Generator().manual_seed(5)) < 0.7
     present[:, 0] = True
@@ -750,6 +849,27 @@ def test_ahead_and_behind_are_by_more_than_the_wider_interval(higher, own, other
     task = tables.Task("regression", 1, "MAE", higher)
     rows = [{"test": {"MAE": {"mean": m, "half width": h}}} for m, h in (own, other)]
     assert tables._verdict(*rows, task) == want
+
+
+def test_a_page_gets_the_tables_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A\n\n{tables.BEGIN}\nold\n{tables.END}\n\nrest\n", "utf-8")
+    table = call(tmp_path, "--page", str(page))
+    once = page.read_text("utf-8")
+    deeper = table.replace("\n#", "\n##")
+    assert once == f"# A\n\n{tables.BEGIN}\n\n{deeper}\n{tables.END}\n\nrest\n"
+    call(tmp_path, "--report", "--page", str(page))
+    assert page.read_text("utf-8") == once
+    page.write_text("# A\n", "utf-8")
+    with pytest.raises(ValueError, match="expected a page with <!-- tables -->"):
+        call(tmp_path, "--report", "--page", str(page))
+
+
+def test_the_evidence_page_shows_the_runs_that_are_kept():
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs" / "evidence.md").read_text("utf-8")
+    store = Store(root / "benchmarks" / "results" / "quality" / "runs.jsonl")
+    assert tables.insert(page, tables.markdown(store)) == page
 
 
 def test_shards_share_the_methods_and_costs_and_figures_are_made(tmp_path):

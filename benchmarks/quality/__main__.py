@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     (args.out / "results.md").write_text(text, "utf-8")
     results = json.dumps(report.summarise(store), indent=1)
     (args.out / "results.json").write_text(results + "\n", "utf-8")
+    if args.page is not None:
+        page = args.page.read_text("utf-8")
+        args.page.write_text(report.insert(page, text), "utf-8")
     if args.plots:
         plots.draw(store, args.out)
     sys.stdout.write(text)
@@ -121,6 +124,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--no-costs", dest="costs", action="store_false", help="do not time steps")
     add("--plots", action="store_true", help="draw figures too")
     add("--report", action="store_true", help="run nothing, only write the tables")
+    add("--page", type=Path, help="Markdown file to put the tables into, between its marks")
     add("--quick", action="store_true", help="a few samples and one epoch: numbers mean nothing")
     add("--no-progress", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)

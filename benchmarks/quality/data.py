@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 Arrays = Mapping[str, NDArray]
 PARTS = ("train", "validation", "test")
@@ -40,6 +41,9 @@ class Budget:
         patience: Epochs without a better validation score until training stops.
         weight_decay: AdamW's.
         sorted_chunks: Batches that are sorted by length together; 1 for batches at random.
+        refit: Whether, once settings, epoch and threshold are chosen, the models that are reported
+            are trained on train and validation together.
+        drop_steps: Probability that a step of a sequence is left out in training, see `drop_steps`.
     """
 
     epochs: int
@@ -48,6 +52,8 @@ class Budget:
     patience: int
     weight_decay: float = 0.05
     sorted_chunks: int = 1
+    refit: bool = False
+    drop_steps: float = 0.0
 
 
 class Batch(NamedTuple):
@@ -72,6 +78,11 @@ class Summaries:
     values: NDArray
     owner: NDArray
     absent: NDArray
+
+    def join(self, other: "Summaries") -> "Summaries":
+        """Put the samples of another part behind one's own."""
+        values = np.concatenate((self.values, other.values))
+        return Summaries(values, self.owner, self.absent)
 
     def without(self, present: Tensor | None) -> NDArray:
         """Return the columns where only some modalities are present, ``(samples, modalities)``."""
@@ -130,6 +141,22 @@ class Part:
         present = torch.stack([length > 0 for length in lengths.values()], dim=1)
         return Batch(features, masks, present, self.labels[index])
 
+    def join(self, other: "Part") -> "Part":
+        """Put the samples of another part behind one's own, as long as the longest of both."""
+        features, masks = {}, {}
+        for name, x in self.features.items():
+            longest = max(x.shape[1], other.features[name].shape[1])
+            both = [
+                (
+                    F.pad(p.features[name], (0, 0, 0, longest - p.features[name].shape[1])),
+                    F.pad(p.masks[name], (0, longest - p.masks[name].shape[1])),
+                )
+                for p in (self, other)
+            ]
+            features[name], masks[name] = (torch.cat(pair) for pair in zip(*both, strict=True))
+        labels = torch.cat((self.labels, other.labels))
+        return Part(features, masks, labels, self.summaries.join(other.summaries))
+
     def to(self, device: str) -> "Part":
         """Move the tensors."""
         if device == "cpu":
@@ -164,10 +191,29 @@ class Dataset:
     missing: tuple[int, ...]
     reference: tuple[tuple[str, str, str], ...] = ()
 
+    def whole(self) -> "Dataset":
+        """Return the same with train and validation as one training part."""
+        joined = self.parts["train"].join(self.parts["validation"])
+        return dataclasses.replace(self, parts={"train": joined, "test": self.parts["test"]})
+
     def to(self, device: str) -> "Dataset":
         """Move the tensors."""
         parts = {name: part.to(device) for name, part in self.parts.items()}
         return dataclasses.replace(self, parts=parts)
+
+
+def drop_steps(batch: Batch, share: float, chance: torch.Generator) -> Batch:
+    """Leave out a random share of the real steps; what a sample has keeps one step at least."""
+    masks = {}
+    for name, x in batch.features.items():
+        mask = batch.masks.get(name)
+        luck = torch.rand(x.shape[:2], generator=chance).to(x.device)
+        if mask is not None:
+            luck = luck.masked_fill(~mask, -1.0)
+        kept = luck >= share
+        last = (luck == luck.amax(dim=1, keepdim=True)) & (luck >= 0)
+        masks[name] = torch.where(kept.any(dim=1, keepdim=True), kept, last)
+    return batch._replace(masks=masks)
 
 
 def grid(rates: Sequence[float], widths: Sequence[int]) -> tuple[tuple[float, int], ...]:

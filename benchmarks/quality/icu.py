@@ -60,7 +60,7 @@ class NormalScores:
 
 
 def icu2012(arrays: Arrays, most: int | None = None, *, last_events: int | None = None) -> Dataset:
-    """Make the data set: set a less a stratified fifth trains, the fifth validates, set b tests.
+    """Make the data set: set a less a stratified fifth trains, the fifth chooses, set b tests.
 
     Args:
         arrays: What the archive holds.
@@ -111,7 +111,7 @@ def icu2012(arrays: Arrays, most: int | None = None, *, last_events: int | None 
         widths,
         Task("binary", 1, "AUROC"),
         parts,
-        Budget(8, 64, grid((1e-3, 3e-3), (32, 64)), 8, sorted_chunks=8),
+        Budget(8, 64, grid((1e-3, 3e-3), (32, 64)), 8, sorted_chunks=8, refit=True, drop_steps=0.5),
         curve(len(widths)),
         REFERENCE,
     )

@@ -20,6 +20,10 @@ HEAD = (
 )
 # How many modalities are missing in the overview, and what marks a baseline trained without gaps.
 SHARE, DRY = 0.3, "no modality dropout"
+REFIT = " What is reported was then trained on train and validation together."
+DROP = "% of the steps of a sequence were left out at random in training, with every method."
+# Between them stand the tables of a page.
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 UNITS = {"training": "training step, ms", "inference": "inference, ms"}
 
 
@@ -82,7 +86,6 @@ def _row(name: str, own: Sequence[Record], chosen: Record, task: Task) -> dict[s
         "missing": {gone: _spread(values) for gone, values in missing.items()},
         "orders": [final["orders"] for final in finals if "orders" in final],
         "parameters": finals[-1]["parameters"] if finals else 0,
-        "epochs": statistics.fmean([len(f["history"]) for f in finals]) if finals else 0.0,
         "seconds": statistics.fmean([f["seconds"] for f in finals]) if finals else 0.0,
         "costs": {figure: costs[-1].get(figure) for figure in UNITS} if costs else {},
     }
@@ -109,6 +112,20 @@ def markdown(store: Store) -> str:
     for summary in summaries:
         lines += list(_dataset(summary))
     return "\n".join(lines) + "\n"
+
+
+def insert(page: str, tables: str) -> str:
+    """Put the tables into a page, between its two marks, one level of headings deeper.
+
+    Raises:
+        ValueError: If the page has no marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"insert: expected a page with {BEGIN} and {END}, got neither or one.")
+    lines = [f"#{line}" if line.startswith("#") else line for line in tables.splitlines()]
+    return "\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"])
 
 
 def _overview(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -178,6 +195,8 @@ def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{sizes} samples to train, validate and test on; {len(budget['trials'])} trials a method "
         "(single modalities, other orders and GRF with one thing changed take the settings that "
         f"GRF's chose), at most {budget['epochs']} epochs; chosen by {task.primary}."
+        + (REFIT if budget["refit"] else "")
+        + (f" {100 * budget['drop_steps']:.0f} {DROP}" if budget["drop_steps"] else "")
     )
     yield ""
     metrics = COLUMNS[task.kind]

@@ -11,7 +11,7 @@ from benchmarks.quality import cost, metrics
 from benchmarks.quality.data import Dataset, Task
 from benchmarks.quality.methods import MOST_PARAMETERS, Method, methods, parameters
 from benchmarks.quality.store import Record, Store, dataset_key, digest, method_key
-from benchmarks.quality.train import evaluate, train
+from benchmarks.quality.train import evaluate, refit, train
 
 TRIAL_SEED = 0
 # Of how many seeds the trained model is tested in other orders too.
@@ -78,7 +78,7 @@ class Job(NamedTuple):
         """Run the chosen settings with every seed that is reported."""
         settings = (chosen["rate"], chosen["width"])
         for seed in range(1, 1 + seeds_of(self.method, self.settings)):
-            self._run("final", chosen["trial"], settings, seed)
+            self._run("final", chosen["trial"], settings, seed, chosen)
 
     def too_large(self) -> bool:
         """Tell whether the smallest model would be too large, and write it down."""
@@ -92,7 +92,14 @@ class Job(NamedTuple):
             self.store.add(record | {"parameters": count, "reason": reason})
         return True
 
-    def _run(self, stage: str, trial: int, settings: tuple[float, int], seed: int) -> Record:
+    def _run(
+        self,
+        stage: str,
+        trial: int,
+        settings: tuple[float, int],
+        seed: int,
+        chosen: Record | None = None,
+    ) -> Record:
         rate, width = settings
         record = self.record(stage, trial=trial, rate=rate, width=width, seed=seed)
         if record["key"] in self.store:
@@ -103,15 +110,22 @@ class Job(NamedTuple):
             self.say(f"{dataset.name}, {method.name}, {stage}, width {width}, seed {seed}: {text}")
 
         say("")
-        where = self.settings.device
-        trained = train(method, dataset, settings, trial=trial, seed=seed, device=where, say=say)
+        given = {"trial": trial, "seed": seed, "device": self.settings.device, "say": say}
+        if chosen is not None and dataset.budget.refit:
+            history = chosen["history"]
+            best = max(history) if dataset.task.higher else min(history)
+            given |= {"epochs": history.index(best) + 1, "threshold": chosen["threshold"]}
+            trained = refit(method, dataset, settings, **given)
+        else:
+            trained = train(method, dataset, settings, **given)
         record |= {
             "validation": trained.validation,
             "history": trained.history,
+            "threshold": trained.threshold,
             "parameters": trained.parameters,
             "seconds": trained.seconds,
             "threads": self.settings.threads,
-            "device": where,
+            "device": self.settings.device,
         }
         if stage == "final":
             asked = method.training.test_orders and seed <= ORDER_SEEDS

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.quality import metrics
 from benchmarks.quality.classical import Classical
-from benchmarks.quality.data import Batch, Dataset, Part, Task
+from benchmarks.quality.data import Batch, Dataset, Part, Task, drop_steps
 from benchmarks.quality.methods import DROPOUT, Method, Size, orders
 from benchmarks.quality.model import Model
 from grf_fusion import ModalityDropout, modulate_gradients
@@ -131,6 +131,36 @@ def train(
     return Trained(network, *best[1:2], history, best[2], parameters, time.perf_counter() - start)
 
 
+def refit(
+    method: Method,
+    dataset: Dataset,
+    settings: tuple[float, int],
+    *,
+    trial: int,
+    seed: int,
+    epochs: int,
+    threshold: float | None,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Train a method on train and validation for as long as was chosen; the last epoch counts."""
+    start, whole = time.perf_counter(), dataset.whole()
+    if method.build is None:
+        fitted = Classical(whole, dict(method.options), trial=trial, seed=seed)
+        return Trained(fitted, {}, [], threshold, 0, time.perf_counter() - start)
+    torch.manual_seed(seed)
+    rate, width = settings
+    model = build(method, whole, width, device)
+    network = Network(model, list(method.modalities(whole)), list(whole.modalities))
+    learner = Learner(network, method, whole, rate, seed)
+    for epoch in range(epochs):
+        if not learner.epoch():
+            break
+        say(f"epoch {epoch + 1} of {epochs}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Trained(network, {}, [], threshold, parameters, time.perf_counter() - start)
+
+
 class Learner:
     """Optimiser, schedule and batches of a training."""
 
@@ -181,6 +211,9 @@ class Learner:
         """Take a step; return whether the loss was finite."""
         training, network = self.method.training, self.network
         batch = self.part.batch(index, network.names)
+        share = self.dataset.budget.drop_steps
+        if share:
+            batch = drop_steps(batch, share, self.chance)
         order = network.order
         if training.order == "random":
             shuffled = torch.randperm(len(network.names), generator=self.chance)
