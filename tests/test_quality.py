@@ -587,9 +587,6 @@ def test_the_best_epoch_counts_and_patience_ends():
     assert ours.measure(dataset.task, scores, labels) == found.validation
 
 
-# Missing modalities
-
-
 def test_parts_are_joined_one_behind_the_other():
     parts = synthetic().parts
     train_part, other = parts["train"], parts["test"]
@@ -627,8 +624,11 @@ def test_a_refit_trains_on_train_and_validation_for_the_epochs_that_were_chosen(
     less = train(method, dataset, (1e-2, 8), trial=0, seed=1)
     assert not np.array_equal(found.predictor(part, None), less.predictor(part, None))
     linear = methods(dataset)["logistic regression on summaries"]
-    seen = refit(linear, dataset, (1e-2, 8), **chosen).predictor.model[-1]
-    assert seen.n_features_in_ == joined.summaries.values.shape[1]
+    fitted = refit(linear, dataset, (1e-2, 8), **chosen).predictor
+    of_both, of_train = (train(linear, d, (1e-2, 8), trial=0, seed=1) for d in (whole, dataset))
+    scores = fitted(part, None)
+    np.testing.assert_array_equal(scores, of_both.predictor(part, None))
+    assert not np.array_equal(scores, of_train.predictor(part, None))
 
 
 def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeypatch):
@@ -654,6 +654,9 @@ def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeyp
         assert options["epochs"] == int(np.argmax(best["history"])) + 1
         assert options["threshold"] == best["threshold"] is not None
     assert "trained on train and validation together" in tables.markdown(store)
+
+
+# Missing modalities
 
 
 def test_the_curve_keeps_what_it_says():
