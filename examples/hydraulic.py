@@ -109,13 +109,8 @@ class Monitor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sensor_dropout = ModalityDropout(SENSOR_DROPOUT)
-        # 3 tokens do not need self-attention, and without it the cost is linear in their number.
-        self.fusion = GatedRecurrentFusion(
-            dict.fromkeys(SENSORS, SECONDS // TOKENS),
-            embed_dim=EMBED_DIM,
-            num_heads=4,
-            self_attention=False,
-        )
+        widths = dict.fromkeys(SENSORS, SECONDS // TOKENS)
+        self.fusion = GatedRecurrentFusion(widths, embed_dim=EMBED_DIM, num_heads=4)
         self.heads = nn.ModuleDict(
             {
                 target: nn.Sequential(nn.LayerNorm(EMBED_DIM), nn.Linear(EMBED_DIM, len(classes)))

@@ -1,9 +1,10 @@
 """Change the source in every way that mutmut knows, and count what the tests notice.
 
-    python -m mutation _masks _gate      these files of src/grf_fusion; without names, all below
+    python -m mutation _masks _gate      these files of src/grf_fusion; without names, all
+    python -m mutation rest --every 20   all files that have no tests below, one mutant in 20
     python -m mutation --table           what is known so far, and every mutant that is left
 
-A run can be stopped and goes on where it was. Each file has a working folder in .mutation/, a copy
+A run can be stopped and goes on where it was. Each has a working folder in .mutation/, a copy
 of the repository's, so that nothing here changes while it runs; results are kept in
 mutation/results/ as JSON. Needs `pip install mutmut`; one process, and a time limit a mutant.
 """
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +42,21 @@ TESTS = {
     "_state": [*ERRORS, "tests/test_state.py"],
     "env": ["tests/test_env.py"],
 }
+# Where many tests look at a file, and all minutes that each mutant takes cannot be had.
+REST = "rest"
+TESTS[REST] = [
+    *ERRORS,
+    "tests/test_checkpoints.py",
+    "tests/test_state.py",
+    "tests/test_viz.py",
+    "tests/test_packing.py",
+    "tests/test_tiles.py",
+    "tests/test_diagnostics.py",
+    "tests/test_baselines.py",
+    "tests/test_adapter.py",
+    "tests/test_reference.py",
+    "tests/test_traps.py",
+]
 
 # Survivors that no test can notice, because they do the same: the file, where alone the two lines
 # may differ, and why that does not matter.
@@ -63,14 +79,20 @@ EQUIVALENT = [
 
 KINDS = ("killed", "same", "left")
 
+# In the file of a mutant that was not drawn.
+NOT_TRIED = "not checked"
+
 CONFIGURATION = """[mutmut]
 source_paths=src
-only_mutate=src/grf_fusion/{name}.py
+only_mutate=
+{files}
 also_copy=
 {copied}
 pytest_add_cli_args=
     --numprocesses=0
     --no-cov
+    -m
+    not slow
     -p
     no:cacheprovider
 pytest_add_cli_args_test_selection=
@@ -84,8 +106,17 @@ def listed(lines: Iterable[str]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
+def files_of(name: str) -> list[str]:
+    """Return the file, or all that have no tests of their own above."""
+    if name != REST:
+        return [name]
+    package = REPOSITORY / "src" / "grf_fusion"
+    every = (path.relative_to(package).with_suffix("") for path in package.rglob("*.py"))
+    return sorted(str(path) for path in every if str(path) not in TESTS)
+
+
 def prepare(name: str) -> Path:
-    """Copy the repository for one file; what mutmut remembers of an earlier run stays."""
+    """Copy the repository; what mutmut remembers of an earlier run stays."""
     folder = WORK / name
     folder.mkdir(parents=True, exist_ok=True)
     for entry in COPIED:
@@ -99,13 +130,15 @@ def prepare(name: str) -> Path:
         # mutmut leaves a decorated function alone, and this decorator does nothing when it runs.
         text = re.sub(r"^ *@override\n", "", path.read_text("utf-8"), flags=re.MULTILINE)
         path.write_text(text, "utf-8")
-    text = CONFIGURATION.format(name=name, copied=listed(COPIED[2:]), tests=listed(TESTS[name]))
+    files = [f"src/grf_fusion/{file}.py" for file in files_of(name)]
+    given = {"files": files, "copied": COPIED[2:], "tests": TESTS[name]}
+    text = CONFIGURATION.format(**{key: listed(lines) for key, lines in given.items()})
     (folder / "setup.cfg").write_text(text, "utf-8")
     return folder
 
 
-def run(name: str) -> None:
-    """Try every mutant of one file that has not been tried, and keep what came of it."""
+def run(name: str, every: int) -> None:
+    """Try the mutants of one file that have not been tried, or one in so many of them."""
     environment = os.environ | {
         # The same examples for every mutant.
         "CI": "1",
@@ -114,7 +147,8 @@ def run(name: str) -> None:
         # mutmut puts the mutated source on the path; our own must not stand before it.
         "PYTHONPATH": str(REPOSITORY),
     }
-    command = [sys.executable, "-P", "-m", "mutation.worker", str(RESULTS / f"{name}.json")]
+    worker = [sys.executable, "-P", "-m", "mutation.worker"]
+    command = [*worker, str(RESULTS / f"{name}.json"), str(every)]
     subprocess.run(command, cwd=prepare(name), env=environment, check=True)
 
 
@@ -130,26 +164,29 @@ def reason(name: str, diff: str) -> str | None:
 
 def table() -> str:
     """Return what is known of each file, and every mutant that no test notices."""
-    head = ["file", "mutants", "killed", "same", "left", "killed of those that differ"]
+    head = ["file", "mutants", "tried", *KINDS, "killed of those that differ"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     left: list[str] = []
-    whole: Counter[str] = Counter()
-    for path in sorted(RESULTS.glob("*.json")):
-        counts: Counter[str] = Counter()
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for path in RESULTS.glob("*.json"):
         for mutant, result in json.loads(path.read_text("utf-8")).items():
-            why = reason(path.stem, result.get("diff", ""))
+            file = "/".join(mutant.removeprefix("grf_fusion.").split(".")[:-1])
+            counts[file]["mutants"] += 1
+            if result["outcome"] == NOT_TRIED:
+                continue
+            why = reason(file, result.get("diff", ""))
             killed = result["outcome"] in ("killed", "timeout")
-            counts[KINDS[0] if killed else KINDS[1] if why else KINDS[2]] += 1
+            counts[file][KINDS[0] if killed else KINDS[1] if why else KINDS[2]] += 1
             if not killed:
                 left += [f"{mutant}: {why or result['outcome']}", result["diff"], ""]
-        lines.append(row(f"`{path.stem}.py`", counts))
-        whole += counts
-    return "\n".join([*lines, row("together", whole), "", *left])
+    lines += [row(f"`{file}.py`", counts[file]) for file in sorted(counts)]
+    return "\n".join([*lines, row("together", sum(counts.values(), Counter())), "", *left])
 
 
 def row(name: str, counts: Counter[str]) -> str:
     """Write one line of the table."""
-    numbers = [counts.total(), *(counts[kind] for kind in KINDS)]
+    tried = sum(counts[kind] for kind in KINDS)
+    numbers = [counts["mutants"], tried, *(counts[kind] for kind in KINDS)]
     differ = counts["killed"] + counts["left"]
     share = f"{counts['killed'] / differ:.1%}" if differ else ""
     return f"| {' | '.join([name, *map(str, numbers), share])} |"
@@ -159,13 +196,14 @@ def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(prog="python -m mutation", description=__doc__)
     parser.add_argument("names", nargs="*", help="files of src/grf_fusion, without .py")
+    parser.add_argument("--every", type=int, default=1, help="try one mutant in so many")
     parser.add_argument("--table", action="store_true", help="show results instead of running")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(TESTS):
         parser.error(f"no tests are chosen for {sorted(unknown)}: add them to TESTS")
     if not arguments.table:
         for name in arguments.names or TESTS:
-            run(name)
+            run(name, arguments.every)
     sys.stdout.write(table())
 
 

@@ -6,11 +6,13 @@ here changes them as mutmut changes plain strings.
 
 import json
 import sys
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import libcst as cst
-from mutmut.__main__ import cli
+from mutmut import __main__ as mutmut
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.mutation.mutators import mutation_operators
@@ -35,7 +37,7 @@ def outcomes() -> dict[str, dict[str, str]]:
         for mutant, code in data.exit_code_by_key.items():
             outcome = status_by_exit_code[code]
             found[mutant] = {"outcome": outcome}
-            if outcome not in ("killed", "timeout"):
+            if outcome not in ("killed", "timeout", "not checked"):
                 found[mutant]["diff"] = get_diff_for_mutant(mutant, path=path)
     return found
 
@@ -51,12 +53,24 @@ def forget_survivors() -> None:
             data.save()
 
 
+def draw(every: int) -> None:
+    """Have only one mutant in so many tried, the same ones each time: their names decide."""
+    collect = mutmut.collect_source_file_mutation_data
+
+    def drawn(*, mutant_names: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+        mutants, data = collect(mutant_names=mutant_names)
+        return [m for m in mutants if zlib.crc32(m[1].encode()) % every == 0], data
+
+    mutmut.collect_source_file_mutation_data = drawn
+
+
 def main() -> None:
     """Try what has not been noticed; also where that is stopped, what is known is kept."""
+    draw(int(sys.argv[2]))
     mutation_operators.append((cst.FormattedString, change_text))
     forget_survivors()
     try:
-        cli(["run", "--max-children", "1"], standalone_mode=False)
+        mutmut.cli(["run", "--max-children", "1"], standalone_mode=False)
     finally:
         text = json.dumps(outcomes(), indent=1, ensure_ascii=False)
         Path(sys.argv[1]).write_text(text + "\n", "utf-8")

@@ -80,6 +80,7 @@ INSTANCES: dict[str, dict[str, Callable[[], nn.Module]]] = {
         "context='sequence'": lambda: fusion(context="sequence"),
         "share_weights=False": lambda: fusion(share_weights=False),
         "num_layers=2": lambda: fusion(num_layers=2),
+        "self_attention=True": lambda: fusion(self_attention=True),
         "self_attention='linear'": lambda: fusion(context="sequence", self_attention="linear"),
     },
     "ModalityDropout": {"default": lambda: ModalityDropout(0.5)},

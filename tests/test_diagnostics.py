@@ -736,7 +736,7 @@ class TestAttentionMaps:
 
     def test_block_of_ones_own(self) -> None:
         own = make_fusion(block=OwnBlock)
-        plain = make_fusion()
+        plain = make_fusion(self_attention=True)
         call = make_call()
         plain.load_state_dict(
             {name.replace("block.inner.", "block."): x for name, x in own.state_dict().items()}

@@ -730,11 +730,15 @@ def constructor_rows() -> Iterator[ConstructorRow]:
     choices = (("'other'", "other"), ("None", None), ("2", 2), ("['gelu']", ["gelu"]))
     for got, choice in choices:
         for make, argument in itertools.product(
-            (make_block, make_fusion), ("activation", "packing", "self_attention")
+            (make_block, make_fusion), ("activation", "packing")
         ):
             yield row(make, BLOCK, argument, got, choice)
-        for argument in ("context", "form", *(() if choice is None else ("opening",))):
+        yield row(make_block, BLOCK, "self_attention", got, choice)
+        for argument in ("context", "form"):
             yield row(make_fusion, FUSION, argument, got, choice)
+        if choice is not None:  # left to the form
+            yield row(make_fusion, BLOCK, "self_attention", got, choice)
+            yield row(make_fusion, FUSION, "opening", got, choice)
     for make, heads in itertools.product((make_block, make_fusion), (4, 30)):
         yield row(make, BLOCK, "num_heads", f"embed_dim=15 and num_heads={heads}", heads)
     yield from baseline_rows(row)

@@ -462,11 +462,13 @@ def parameters_of_the_rest(d: int, hidden: int, layers: int, *, form: str, learn
     many_keys = 4 * linear - d
     norm = 2 * d
     feedforward = d * hidden + hidden + hidden * d + d
-    layer = one_key + many_keys + feedforward + 3 * norm
+    # Of the two stacks' attentions of a kind one reads one key, the other many.
+    kinds = 2 if form == "paper" else 1
+    pair = kinds * (one_key + many_keys + 2 * norm) + 2 * (feedforward + norm)
     unit = 2 * d * 2 * d + 2 * d + (norm if form == "paper" else 0)
     # Before attention over one key a norm reaches nothing, and the residual form is pre-norm.
     idle = layers * norm if form == "residual" else 0
-    return 2 * layers * layer - idle + unit + (d if learned else 0)
+    return layers * pair - idle + unit + (d if learned else 0)
 
 
 @QUICK
@@ -973,7 +975,9 @@ def test_everything_moves(module: str, dtype: torch.dtype, data: st.DataObject) 
 
 
 def test_state_dict_keys_of_a_shared_fusion() -> None:
-    fusion = GatedRecurrentFusion({"text": 3, "audio": 5}, embed_dim=4, num_heads=2)
+    fusion = GatedRecurrentFusion(
+        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, self_attention=True
+    )
     assert {name: tuple(value.shape) for name, value in fusion.state_dict().items()} == {
         "block.context_layers.0.self_attn.v_proj.weight": (4, 4),
         "block.context_layers.0.self_attn.v_proj.bias": (4,),
@@ -1216,6 +1220,21 @@ def test_config_holds_every_argument_but_where() -> None:
     config = fusion.config()
     config["modalities"]["image"] = 7
     assert fusion.modalities == {"text": 3, "audio": 5}
+
+
+def test_what_the_form_decides() -> None:
+    names = ("norm_first", "self_attention", "opening", "gate_bias")
+    decided: dict[str, tuple[Any, ...]] = {
+        "residual": (True, False, "learned", "chrono"),
+        "paper": (False, True, "first", 0.0),
+    }
+    for form, values in decided.items():
+        fusion = GatedRecurrentFusion({"text": 3, "audio": 5}, embed_dim=6, num_heads=3, form=form)
+        config = fusion.config()
+        assert tuple(config[name] for name in names) == values
+        assert GatedRecurrentFusion(**config).config() == config
+        other = {"norm_first": not values[0], "self_attention": "linear", "gate_bias": -1.5}
+        assert GatedRecurrentFusion(**config | other).config() == config | other
 
 
 def test_config_of_a_custom_part_is_refused() -> None:

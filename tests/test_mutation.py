@@ -38,19 +38,37 @@ def test_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     diff = DIFF.format("    a = 1", "    a = 2")
     same = DIFF.format('    f(cast("int", x))', "    f(cast(None, x))")
     results = {
-        "m_1": {"outcome": "killed"},
-        "m_2": {"outcome": "timeout"},
-        "m_3": {"outcome": "survived", "diff": diff},
-        "m_4": {"outcome": "survived", "diff": same},
+        "grf_fusion._state.m_1": {"outcome": "killed"},
+        "grf_fusion._state.m_2": {"outcome": "timeout"},
+        "grf_fusion._state.m_3": {"outcome": "survived", "diff": diff},
+        "grf_fusion._state.m_4": {"outcome": "survived", "diff": same},
     }
     (tmp_path / "_state.json").write_text(json.dumps(results))
+    rest = {
+        "grf_fusion.viz._gates.m_1": {"outcome": "killed"},
+        "grf_fusion.viz._gates.m_2": {"outcome": "not checked"},
+        "grf_fusion._block.m_1": {"outcome": "killed"},
+    }
+    (tmp_path / "rest.json").write_text(json.dumps(rest))
     monkeypatch.setattr(mutation, "RESULTS", tmp_path)
     lines = mutation.table().splitlines()
-    assert lines[2] == "| `_state.py` | 4 | 2 | 1 | 1 | 66.7% |"
-    assert lines[3] == "| together | 4 | 2 | 1 | 1 | 66.7% |"
-    assert "m_3: survived" in lines
+    assert lines[2:6] == [
+        "| `_block.py` | 1 | 1 | 1 | 0 | 0 | 100.0% |",
+        "| `_state.py` | 4 | 4 | 2 | 1 | 1 | 66.7% |",
+        "| `viz/_gates.py` | 2 | 1 | 1 | 0 | 0 | 100.0% |",
+        "| together | 7 | 6 | 4 | 1 | 1 | 80.0% |",
+    ]
+    assert "grf_fusion._state.m_3: survived" in lines
     assert "+    a = 2" in lines
-    assert any(line.startswith("m_4: typing.cast") for line in lines)
+    assert any(line.startswith("grf_fusion._state.m_4: typing.cast") for line in lines)
+
+
+def test_every_file_belongs_to_one_run() -> None:
+    rest, own = mutation.files_of(mutation.REST), set(mutation.TESTS) - {mutation.REST}
+    assert {"_fusion", "_block", "viz/_gates", "diagnostics/__init__"} <= set(rest)
+    assert not own & set(rest)
+    assert [mutation.files_of(name) for name in sorted(own)] == [[name] for name in sorted(own)]
+    assert len(rest) + len(own) == len(list((REPOSITORY / "src" / "grf_fusion").rglob("*.py")))
 
 
 def test_page_shows_the_table() -> None:
@@ -65,6 +83,6 @@ def test_most_mutants_are_noticed() -> None:
 
 
 def test_files_and_tests_exist() -> None:
-    assert set(mutation.TESTS) <= set(LAYERS)
+    assert set(mutation.TESTS) - {mutation.REST} <= set(LAYERS)
     named = {a for chosen in mutation.TESTS.values() for a in chosen if a.endswith(".py")}
     assert all((REPOSITORY / name).is_file() for name in named)

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import statistics
 from pathlib import Path
 
@@ -904,14 +905,28 @@ def test_a_trial_run_on_all_real_data(tmp_path, data_dir):
         assert all(row["seeds"] == 2 for row in result["rows"])
 
 
-def test_what_is_too_large_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "MOST_PARAMETERS", 1500)
-    command.main(
-        ["--out", str(tmp_path), "--quick", "--no-progress", "--only", "synthetic-classes,MulT"]
-    )
-    table = (tmp_path / "results.md").read_text("utf-8")
-    assert "Not run: MulT, 0 million parameters" in table
-    assert "6 pairwise stacks of one layer, at width 8" in table
+@pytest.mark.parametrize(
+    ("limits", "outcome"),
+    [
+        ({"MOST_PARAMETERS": 1500}, r"Not run: MulT, 0 million parameters at width 8\."),
+        (
+            {"MOST_MINUTES": 0},
+            r"Not run: MulT, 0 mill.* step MulT \d\.\d\d s, GRF \d\.\d\d s, all epochs 0 minutes",
+        ),
+        ({}, r"\| MulT \| \d\.\d{3} ± \d\.\d{3} \|"),
+    ],
+    ids=["weights", "minutes", "neither"],
+)
+def test_what_is_too_large_is_not_run(tmp_path, monkeypatch, limits, outcome):
+    for name, value in ({"MANY_PARAMETERS": 1000} | limits).items():
+        monkeypatch.setattr(running, name, value)
+    call = ["--quick", "--no-progress", "--no-costs", "--only", "synthetic-classes,MulT"]
+    for _ in range(2):
+        command.main(["--out", str(tmp_path), *call])
+        table = (tmp_path / "results.md").read_text("utf-8")
+        assert re.search(outcome, table)
+        assert "6 pairwise stacks of one layer, at width 8" in table
+    assert (tmp_path / "runs.jsonl").read_text("utf-8").count('"skipped"') == bool(limits)
 
 
 @pytest.mark.parametrize(

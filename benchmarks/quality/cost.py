@@ -1,6 +1,7 @@
 """What methods cost: time of a step in turns, and what MulT would need where it does not fit."""
 
 import gc
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from benchmarks.quality.train import Learner, Network, build
 from grf_fusion.baselines import MulT
 
 if TYPE_CHECKING:
-    from benchmarks.quality.run import Job
+    from benchmarks.quality.run import Job, Settings
 
-REPEATS, LIMIT = 11, 60.0
+REPEATS, FEW_REPEATS, LIMIT = 11, 3, 60.0
 TIMED = ("baseline", "grf", "ablation")
 # Weight, gradient and AdamW's two moments, float32.
 BYTES_A_PARAMETER = 16
@@ -55,6 +56,19 @@ def measure(jobs: "Mapping[str, Job]", chosen: Callable[[str], bool], choose: Ch
         job.store.add(record | {"batch": batch})
     del steps, reads
     gc.collect()
+
+
+def steps(
+    timed: Iterable[Method], dataset: Dataset, rate: float, width: int, settings: "Settings"
+) -> dict[str, float]:
+    """Return the median seconds of a training step of each method, timed in turns."""
+    chosen, device = {"rate": rate, "width": width}, settings.device
+    calls = {method.name: _calls(dataset, method, chosen, device)[0] for method in timed}
+    found = clock.race(calls, repeats=FEW_REPEATS, limit=LIMIT, device=device)
+    return {
+        name: math.inf if isinstance(timing, str) else timing.median
+        for name, timing in found.items()
+    }
 
 
 def _calls(

@@ -55,6 +55,10 @@ class Budget:
     refit: bool = False
     drop_steps: float = 0.0
 
+    def steps(self, samples: int) -> int:
+        """Return how many batches an epoch has: full ones, so that all are as long."""
+        return max(1, samples // self.batch)
+
 
 class Batch(NamedTuple):
     """Some samples, every modality as long as the longest of them; what nobody has is left out."""

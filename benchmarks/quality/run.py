@@ -9,7 +9,15 @@ from tqdm import tqdm
 
 from benchmarks.quality import cost, metrics
 from benchmarks.quality.data import Dataset, Task
-from benchmarks.quality.methods import MOST_PARAMETERS, Method, methods, parameters
+from benchmarks.quality.methods import (
+    GRF,
+    MANY_PARAMETERS,
+    MOST_MINUTES,
+    MOST_PARAMETERS,
+    Method,
+    methods,
+    parameters,
+)
 from benchmarks.quality.store import Record, Store, dataset_key, digest, method_key
 from benchmarks.quality.train import evaluate, refit, train
 
@@ -81,15 +89,23 @@ class Job(NamedTuple):
             self._run("final", chosen["trial"], settings, seed, chosen)
 
     def too_large(self) -> bool:
-        """Tell whether the smallest model would be too large, and write it down."""
-        width = min(width for _, width in self.dataset.budget.trials)
-        count = parameters(self.method, self.dataset, width)
-        if count <= MOST_PARAMETERS:
-            return False
+        """Tell whether the smallest model is too much to train, and write down why."""
+        rate, width = min(self.dataset.budget.trials, key=lambda trial: trial[1])
+        count, budget = parameters(self.method, self.dataset, width), self.dataset.budget
         record = self.record("skipped", width=width)
-        if record["key"] not in self.store:
-            reason = f"{count / 1e6:,.0f} million parameters at width {width}"
-            self.store.add(record | {"parameters": count, "reason": reason})
+        if count <= MANY_PARAMETERS or record["key"] in self.store:
+            return count > MANY_PARAMETERS
+        reason = f"{count / 1e6:,.0f} million parameters at width {width}"
+        if count <= MOST_PARAMETERS:
+            ours = methods(self.dataset)[GRF]
+            seconds = cost.steps([self.method, ours], self.dataset, rate, width, self.settings)
+            batches = budget.epochs * budget.steps(len(self.dataset.parts["train"]))
+            minutes = seconds[self.method.name] * batches / 60
+            if minutes <= MOST_MINUTES:
+                return False
+            times = ", ".join(f"{name} {time:,.2f} s" for name, time in seconds.items())
+            reason += f", a training step {times}, all epochs {minutes:,.0f} minutes"
+        self.store.add(record | {"parameters": count, "reason": reason})
         return True
 
     def _run(

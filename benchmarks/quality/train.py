@@ -177,7 +177,7 @@ class Learner:
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": budget.weight_decay}, {"params": vectors}]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
-        self.steps = max(1, len(self.part) // budget.batch)
+        self.steps = budget.steps(len(self.part))
         total = self.steps * budget.epochs
         warm = max(1, round(WARM_UP * total))
 

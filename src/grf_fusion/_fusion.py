@@ -100,7 +100,8 @@ class GatedRecurrentFusion(nn.Module):
         num_heads: Attention heads; divides ``embed_dim``.
         num_layers: Layers of each stack of the block.
         form: ``"residual"`` or ``"paper"``, the two formulas above. The form also chooses
-            ``norm_first``, ``opening`` and ``gate_bias`` where they are ``None``.
+            ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` where they are
+            ``None``.
         dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
         dropout: Dropout probability in training: after PE is added, in the block, and with
             ``form="paper"`` on the gated blend.
@@ -108,7 +109,8 @@ class GatedRecurrentFusion(nn.Module):
         norm_first: Pre-norm instead of post-norm layers in the block; ``None`` for pre-norm in
             the residual form, post-norm in the paper's.
         self_attention: Whether the block's layers have self-attention, ``"linear"`` for one whose
-            cost is linear in the length.
+            cost is linear in the length; ``None`` for none in the residual form, whose cost is
+            then linear too, and full self-attention in the paper's.
         symmetric: Whether the modality is enriched too.
         packing: Whether the block computes real steps only, see `SymmetricCrossAttentionBlock`.
         checkpoint: Whether the block computes its layers again for the gradient instead of keeping
@@ -186,7 +188,7 @@ class GatedRecurrentFusion(nn.Module):
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
         norm_first: bool | None = None,
-        self_attention: bool | Literal["linear"] = True,
+        self_attention: bool | Literal["linear"] | None = None,
         symmetric: bool = True,
         packing: bool | Literal["auto"] = "auto",
         checkpoint: bool = False,
@@ -202,7 +204,9 @@ class GatedRecurrentFusion(nn.Module):
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
         expect_probability(OWNER, "dropout", dropout)
-        norm_first, opening, gate_bias = _settle(form, context, norm_first, opening, gate_bias)
+        opening, gate_bias = _settle(form, context, opening, gate_bias)
+        norm_first = form == "residual" if norm_first is None else norm_first
+        self_attention = form == "paper" if self_attention is None else self_attention
         expect_flag(OWNER, "share_weights", share_weights)
         if block is None:
             check_block_options(
@@ -659,10 +663,9 @@ def _mean_gate(state: FusionState, gate: Tensor) -> Tensor:
 def _settle(
     form: Literal["residual", "paper"],
     context: Literal["pooled", "first_sequence", "sequence"],
-    norm_first: bool | None,  # noqa: FBT001 (five options, as they are given)
     opening: Literal["first", "learned"] | None,
     gate_bias: float | Literal["chrono"] | None,
-) -> tuple[bool, Literal["first", "learned"], float | Literal["chrono"]]:
+) -> tuple[Literal["first", "learned"], float | Literal["chrono"]]:
     """Check what the form decides, and decide what was left to it."""
     expect_choice(OWNER, "form", form, ("residual", "paper"))
     expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
@@ -679,4 +682,4 @@ def _settle(
         gate_bias = "chrono" if residual else 0.0
     if isinstance(gate_bias, str):
         expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",))
-    return residual if norm_first is None else norm_first, opening, gate_bias
+    return opening, gate_bias
