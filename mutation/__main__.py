@@ -56,6 +56,9 @@ TESTS[REST] = [
     "tests/test_adapter.py",
     "tests/test_reference.py",
     "tests/test_traps.py",
+    # What mutmut puts into each function cannot be compiled.
+    "-k",
+    "not one_graph and not export",
 ]
 
 # Survivors that no test can notice, because they do the same: the file, where alone the two lines

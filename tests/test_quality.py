@@ -93,20 +93,33 @@ def test_hydraulic_has_the_split_of_its_readme(arrays, target):
     assert train.abs().max() <= 5
 
 
-@pytest.mark.parametrize("rates", [False, True])
-def test_dsads_has_no_person_in_two_parts(arrays, rates):
+@pytest.mark.parametrize(
+    ("read", "rest"), [("whole", {25}), ("rates", {25, 13, 5}), ("summaries", {1})]
+)
+def test_dsads_has_no_person_in_two_parts(arrays, read, rest):
     data = arrays("dsads")
-    dataset = sensors.dsads(data, rates=rates)
+    dataset = sensors.dsads(data, read)
     assert sizes(dataset) == [4 * 285, 285, 3 * 285]
     assert len(dataset.modalities) == 15
     lengths = {n: x.shape[1] for n, x in dataset.parts["train"].features.items()}
-    rest = {25, 13, 5} if rates else {25}
     assert set(lengths.values()) == rest
     people = {"train": {1, 2, 3, 4}, "validation": {5}, "test": {6, 7, 8}}
     for part, who in people.items():
         own = np.isin(data["subject"], list(who))
         assert (dataset.parts[part].labels.numpy() == data["activity"][own]).all()
-    assert ("resampled" in dataset.title) == rates
+    assert ("resampled" in dataset.title) == (read == "rates")
+
+
+def test_dsads_summaries_are_what_the_classical_methods_get(arrays):
+    part = sensors.dsads(arrays("dsads"), "summaries").parts["train"]
+    steps = torch.cat([x[:, 0] for x in part.features.values()], dim=1)
+    table = torch.as_tensor(np.asarray(part.summaries.values), dtype=torch.float32)
+    assert steps.shape == table.shape == (4 * 285, 15 * 12)
+    # Each column standardised; what is clipped at 5 leaves the rest as it is.
+    expected = (table - table.mean(dim=0)) / table.std(dim=0, unbiased=False)
+    inside = expected.abs() < 5
+    assert inside.float().mean() > 0.99
+    assert torch.allclose(steps[inside], expected[inside], atol=1e-3)
 
 
 def test_folding_keeps_the_values_in_time():
@@ -190,7 +203,8 @@ def test_icu2012_can_keep_the_last_events_only(arrays):
 def loaders() -> dict:
     return {
         "hydraulic": lambda data: sensors.hydraulic(data, "valve"),
-        "dsads": lambda data: sensors.dsads(data, rates=True),
+        "dsads": lambda data: sensors.dsads(data, "rates"),
+        "dsads-summaries": lambda data: sensors.dsads(data, "summaries"),
         "mfeat": sensors.mfeat,
         "icu2012": icu.icu2012,
     }
@@ -221,9 +235,10 @@ def spoil(name: str, data: dict[str, np.ndarray], part: str) -> dict[str, np.nda
     return result
 
 
-@pytest.mark.parametrize("name", ["hydraulic", "dsads", "mfeat", "icu2012"])
+@pytest.mark.parametrize("name", ["hydraulic", "dsads", "dsads-summaries", "mfeat", "icu2012"])
 def test_training_tensors_know_nothing_of_validation_and_test(arrays, name):
-    load, data = loaders()[name], arrays(name)
+    load, name = loaders()[name], name.partition("-")[0]
+    data = arrays(name)
     plain = load(data).parts["train"]
     for part, same in (("others", True), ("train", False)):
         changed = load(spoil(name, data, part)).parts["train"]

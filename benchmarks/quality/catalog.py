@@ -17,8 +17,9 @@ ARCHIVES: dict[str, tuple[str, Loader]] = {
     "hydraulic-accumulator": ("hydraulic", lambda x, n: sensors.hydraulic(x, "accumulator", n)),
     "hydraulic-valve": ("hydraulic", lambda x, n: sensors.hydraulic(x, "valve", n)),
     "mfeat": ("mfeat", sensors.mfeat),
-    "dsads": ("dsads", lambda x, n: sensors.dsads(x, rates=False, most=n)),
-    "dsads-rates": ("dsads", lambda x, n: sensors.dsads(x, rates=True, most=n)),
+    "dsads": ("dsads", lambda x, n: sensors.dsads(x, "whole", n)),
+    "dsads-rates": ("dsads", lambda x, n: sensors.dsads(x, "rates", n)),
+    "dsads-summaries": ("dsads", lambda x, n: sensors.dsads(x, "summaries", n)),
     "icu2012": ("icu2012", icu2012),
 }
 MADE_UP = tuple(f"synthetic-{kind}" for kind in ("classes", "binary", "regression"))

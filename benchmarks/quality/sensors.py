@@ -29,6 +29,11 @@ HYDRAULIC_REFERENCE = {
 }
 UNITS = ("torso", "r_arm", "l_arm", "r_leg", "l_leg")
 SENSORS = ("acc", "gyr", "mag")
+HOW = {
+    "whole": "all at 25 Hz",
+    "rates": "units resampled to three different rates",
+    "summaries": "mean, deviation, minimum and maximum of each channel",
+}
 # Time steps of a unit that make one step of its sequence.
 FOLD = 5
 # Every how many samples a unit is read where rates differ: 125, 63 and 25 values in 5 s.
@@ -63,12 +68,13 @@ def hydraulic(arrays: Arrays, target: str, most: int | None = None) -> Dataset:
     )
 
 
-def dsads(arrays: Arrays, *, rates: bool, most: int | None = None) -> Dataset:
+def dsads(arrays: Arrays, read: str = "whole", most: int | None = None) -> Dataset:
     """Make a data set of 15 sensor modalities, split by person.
 
     Persons 1 to 4 train, person 5 validates, 6 to 8 test. Channels are standardised, and 5 values
-    in time are folded into a step. With `rates` the units are read at three rates, which is
-    resampling: natively all are aligned.
+    in time are folded into a step. With `read="rates"` the units are read at three rates, which is
+    resampling: natively all are aligned. With `read="summaries"` a sensor is one step, which holds
+    the statistics that classical methods get.
     """
     subject = arrays["subject"]
     people = {"train": (1, 2, 3, 4), "validation": (5,), "test": (6, 7, 8)}
@@ -78,23 +84,28 @@ def dsads(arrays: Arrays, *, rates: bool, most: int | None = None) -> Dataset:
     for u, unit in enumerate(UNITS):
         for s, sensor in enumerate(SENSORS):
             first = 9 * u + 3 * s
-            series = values[:, :: STRIDES[unit] if rates else 1, first : first + 3]
-            features[f"{unit}_{sensor}"] = fold(series, FOLD)
-            statistics = (series.mean(1), series.std(1), series.min(1), series.max(1))
-            columns[f"{unit}_{sensor}"] = np.concatenate(statistics, axis=1)
+            stride = STRIDES[unit] if read == "rates" else 1
+            series = values[:, ::stride, first : first + 3]
+            every = (series.mean(1), series.std(1), series.min(1), series.max(1))
+            name, statistics = f"{unit}_{sensor}", np.concatenate(every, axis=1)
+            columns[name] = statistics
+            features[name] = (
+                standardise(statistics, train, axis=0)[:, None]
+                if read == "summaries"
+                else fold(series, FOLD)
+            )
     parts = {part: few(np.flatnonzero(np.isin(subject, who)), most) for part, who in people.items()}
-    rows = () if rates else (("all units, linear, train 1-5, as reported", "accuracy", ".878"),)
-    how = "units resampled to three different rates" if rates else "all at 25 Hz"
+    reported = (("all units, linear, train 1-5, as reported", "accuracy", ".878"),)
     return _make(
-        "dsads-rates" if rates else "dsads",
-        title=f"19 activities, 5 body units x 3 sensors, {how}; nobody in two parts",
+        "dsads" if read == "whole" else f"dsads-{read}",
+        title=f"19 activities, 5 body units x 3 sensors, {HOW[read]}; nobody in two parts",
         features=features,
         columns=columns,
         labels=arrays["activity"].astype(np.int64),
         index=parts,
         task=Task("classes", 19, "accuracy"),
         budget=Budget(30, 64, grid((1e-3, 4e-3), (32, 64)), 10),
-        reference=rows,
+        reference=() if read == "rates" else reported,
     )
 
 
