@@ -32,7 +32,8 @@ settings.register_profile(
     "grf_fusion",
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
-    suppress_health_check=[HealthCheck.too_slow],
+    # mutmut runs the tests again and again in one process, each time on new instances.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 settings.load_profile("grf_fusion")
 

@@ -379,6 +379,7 @@ class TestContribution:
         assert_close({"": result.values.sum(dim=1)}, total, tolerance=tolerance * scale)
         assert not result.values[~here].any()
         left = leave_one_out(fusion, call.features, score, **arguments)
+        assert left.names == names
         lost = [known[everything] - known[everything - {name}] for name in names]
         wanted = {"values": torch.stack(lost, dim=1), "full": known[everything]}
         got = {name: getattr(left, name) for name in wanted}
@@ -924,6 +925,7 @@ class TestAll:
             ("shapley_values", "rows", 2.5, "a positive integer, got 2.5"),
             ("shapley_values", "permutations", 1, "at least 2, got 1"),
             ("shapley_values", "permutations", True, "at least 2, got True"),
+            ("shapley_values", "permutations", 2.5, "at least 2, got 2.5"),
             ("order_sensitivity", "orders", 0, "a positive integer, got 0"),
             ("missing_curve", "draws", "5", "a positive integer, got '5'"),
         ],

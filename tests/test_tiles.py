@@ -159,6 +159,27 @@ def test_gradients_of_attention_can_be_differentiated(
     )
 
 
+@pytest.mark.parametrize("kind", ["feed-forward", "attention"])
+def test_gradients_that_can_be_differentiated_are_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are computed in another way, and have to drop the same entries."""
+    for part in (_feedforward, _dropped_attention):
+        monkeypatch.setattr(part, "TILE", 60)
+    if kind == "attention":
+        inputs, pieces = attention_case("masked", torch.float64)
+        result = _dropped_attention._Attention.call(*inputs, Plan(pieces, 0.3, 5))
+    else:
+        inputs = feedforward_inputs()
+        result = _feedforward._FeedForward.call(*inputs, Options("gelu", 0.3, seed=5))
+    loss = result.square().sum()
+    plain, again = (
+        torch.autograd.grad(loss, inputs, create_graph=create, retain_graph=True)
+        for create in (False, True)
+    )
+    assert_close(dict(enumerate(again)), dict(enumerate(plain)))
+
+
 def test_only_gradients_that_are_wanted_are_differentiated_again() -> None:
     x, *weights = feedforward_inputs()
     frozen = [weight.detach() for weight in weights]

@@ -93,8 +93,8 @@ class TestGates:
         close(image.get_array().filled(torch.nan), torch.stack(rows))
         assert image.get_clim() == (0.0, 1.0)
         assert image.get_cmap().name == "cividis"
-        assert ax.get_xlabel() == "feature of the context"
-        assert "update gate z" in colourbar_of(ax)
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("feature of the context", "step")
+        assert colourbar_of(ax) == "update gate z\n(0 keeps the context, 1 overwrites it)"
 
     def test_by_sample_absence_has_no_colour(self) -> None:
         trace = make_trace()
@@ -139,6 +139,9 @@ class TestRetention:
         assert tops == pytest.approx([1.0, 1.0], abs=1e-5)
         assert texts(ax.get_xticklabels()) == ["low", "high"]
         assert ax.get_ylabel() == "share of the final context (%)"
+        ticks = dict(zip(ax.get_yticks().tolist(), texts(ax.get_yticklabels()), strict=True))
+        assert ticks == {0: "0", 0.25: "25", 0.5: "50", 0.75: "75", 1: "100"}
+        assert ax.get_legend().get_title().get_text() == "modality\n(last on top)"
         assert texts(ax.get_legend().get_texts()) == names[::-1]
 
     def test_labels_in_the_bars_are_per_cent(self) -> None:
@@ -216,6 +219,8 @@ class TestContextPath:
 
     def test_refuses(self) -> None:
         trace = make_trace()
+        with pytest.raises(ShapeError, match="plot_context_path: expected `trace` to be a Fusion"):
+            plot_context_path(3, LABELS)
         with pytest.raises(ShapeError, match=r"`labels` of shape \(batch=10\), got \(3,\)"):
             plot_context_path(trace, torch.zeros(3))
         with pytest.raises(ShapeError, match="expected `step` from 0 to 2, got 3"):
@@ -239,6 +244,8 @@ class TestCurves:
         ax = plot_missing_curve(curves, metric="accuracy (%)")
         assert [line.get_label() for line in ax.lines] == ["GRF", "other"]
         close(ax.lines[0].get_xydata(), torch.tensor([[0.0, 9.0], [1.0, 7.0], [2.0, 2.0]]))
+        for line, band in zip(ax.lines, ax.collections, strict=True):
+            assert to_hex(band.get_facecolor()[0]) == to_hex(line.get_color())
         corners = {tuple(corner) for corner in ax.collections[0].get_paths()[0].vertices.tolist()}
         assert {(1.0, 6.0), (1.0, 8.0), (2.0, 1.0), (2.0, 3.0)} <= corners
         assert ax.get_ylabel() == "accuracy (%)"
@@ -267,6 +274,7 @@ class TestCurves:
             "mean 0.5",
             "standard deviation 0.25",
         ]
+        assert ax.get_xlabel() == "order of fusion, sorted by the metric"
         assert ax.get_ylabel() == "AUROC"
 
 
@@ -291,7 +299,7 @@ class TestAttention:
         assert ax.images[0].get_clim()[0] == 0.0
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("key step", ylabel)
         assert ax.get_title() == f"sample 1, layer 2, {title}"
-        assert "attention weight" in colourbar_of(ax)
+        assert colourbar_of(ax) == "attention weight\n(a row sums to 1)"
 
     def test_of_a_fusion(self) -> None:
         maps = diagnostics.attention_maps(make_fusion(), make_features())

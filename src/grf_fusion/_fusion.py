@@ -681,5 +681,5 @@ def _settle(
     if gate_bias is None:
         gate_bias = "chrono" if residual else 0.0
     if isinstance(gate_bias, str):
-        expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",))
+        expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",), also="a number")
     return opening, gate_bias

@@ -174,12 +174,14 @@ def expect_flag(owner: str, argument: str, value: object, *, other: str | None =
         raise ValueError(f"{owner}: expected `{argument}` to be {choices}, got {value!r}.")
 
 
-def expect_choice(owner: str, argument: str, value: object, choices: Collection[str]) -> None:
-    """Refuse an option that is not one of the choices.
+def expect_choice(
+    owner: str, argument: str, value: object, choices: Collection[str], *, also: str = ""
+) -> None:
+    """Refuse an option that is not one of the choices; ``also`` says what else it could have been.
 
     Raises:
         ValueError: If it is not.
     """
     if not isinstance(value, str) or value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
+        listed = ", ".join(repr(choice) for choice in choices) + (also and f" or {also}")
         raise ValueError(f"{owner}: expected `{argument}` to be one of {listed}, got {value!r}.")

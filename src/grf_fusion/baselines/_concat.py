@@ -96,6 +96,11 @@ class ConcatFusion(nn.Module):
         hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
         depth = 1 if num_layers is None else num_layers
         if stage == "early":
+            if num_heads is None:
+                raise ValueError(
+                    f"{OWNER}: expected `num_heads` with stage='early', got None. "
+                    "The early form has attention: say how many heads, a divisor of `embed_dim`."
+                )
             expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
             expect_size(OWNER, "num_layers", depth)
         for argument, value in {"num_heads": num_heads, "num_layers": num_layers}.items():

@@ -177,7 +177,8 @@ def _check_weights(
     weights: object, declared: Mapping[str, int]
 ) -> Literal["sigmoid", "softmax"] | dict[str, float]:
     if not isinstance(weights, Mapping):
-        expect_choice(OWNER, "weights", weights, ("sigmoid", "softmax"))
+        learnt = ("sigmoid", "softmax")
+        expect_choice(OWNER, "weights", weights, learnt, also="a mapping of all modalities")
         return cast(Literal["sigmoid", "softmax"], weights)
     fixed = dict(cast("Mapping[Any, Any]", weights))
     missing = [name for name in declared if name not in fixed]
