@@ -1,5 +1,6 @@
 """Figures of the runs on disk: missing modalities, order, and score against time."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.quality.methods import GRF
 from benchmarks.quality.report import summarise
@@ -38,7 +40,10 @@ def draw(store: Store, folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             for kind in ("png", "svg"):
                 files.append(folder / f"quality_{name}.{kind}")
-                drawing.savefig(files[-1], dpi=160)
+                # Without the date the same runs make the same file.
+                drawing.savefig(
+                    files[-1], dpi=160, metadata={"Date": None} if kind == "svg" else {}
+                )
             plt.close(drawing)
     return files
 
@@ -74,7 +79,8 @@ def _orders(axis: Axes, summary: Mapping[str, Any]) -> None:
         if row["orders"]:
             of_orders = zip(*row["orders"], strict=True)
             means = [sum(values) / len(values) for values in of_orders]
-            columns[f"{row['name'].replace(', ', ',').replace(',', chr(10))}\ntested in"] = means
+            name = row["name"].replace(", ", "\n")
+            columns[f"{name}\nin other orders"] = means
     for k, values in enumerate(columns.values()):
         axis.scatter([k] * len(values), values, color=COLORS[k], alpha=0.6, s=18)
     axis.set_xticks(range(len(columns)), list(columns), fontsize=8)
@@ -84,17 +90,26 @@ def _orders(axis: Axes, summary: Mapping[str, Any]) -> None:
 
 def _time(axis: Axes, summary: Mapping[str, Any]) -> None:
     metric = _metric(summary)
-    for k, row in enumerate(summary["rows"]):
-        timing = row["costs"].get("training")
-        if isinstance(timing, dict):
-            place = 1e3 * timing["median"], row["test"][metric]["mean"]
-            ours = row["name"].startswith(GRF)
-            axis.scatter(*place, color=COLORS[0] if ours else COLORS[1], s=18)
-            above = 3 if k % 2 else -8
-            axis.annotate(
-                row["name"], place, fontsize=6, textcoords="offset points", xytext=(3, above)
-            )
+    timed = [row for row in summary["rows"] if isinstance(row["costs"].get("training"), dict)]
+    times = {row["name"]: 1e3 * row["costs"]["training"]["median"] for row in timed}
+    # A name stands on the side where there is room.
+    middle = math.sqrt(min(times.values()) * max(times.values())) if times else 1.0
+    for k, row in enumerate(timed):
+        place = times[row["name"]], row["test"][metric]["mean"]
+        axis.scatter(*place, color=COLORS[0] if row["name"].startswith(GRF) else COLORS[1], s=18)
+        left = place[0] > middle
+        axis.annotate(
+            row["name"],
+            place,
+            fontsize=6,
+            textcoords="offset points",
+            xytext=(-4 if left else 4, 3 if k % 2 else -8),
+            horizontalalignment="right" if left else "left",
+        )
     axis.set(xscale="log", xlabel="training step, ms", ylabel=metric)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(visible=True, alpha=0.3)
 
 
