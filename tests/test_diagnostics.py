@@ -298,6 +298,15 @@ class TestGateWarnings:
         assert [w.modality for w in gate_warnings(trace, closed_below=0.5)] == ["b"]
         assert [w.modality for w in gate_warnings(trace, constant_below=0.3)] == ["b", "c"]
 
+    def test_a_limit_itself_is_no_reason_to_warn(self) -> None:
+        closed = trace_of([[0.25, 0.5], [0.25, 0.75]], [[1, 1, 1]] * 2)
+        limits = {"erased_below": 0.1, "constant_below": 0.01}
+        kinds = [w.kind for w in gate_warnings(closed, closed_below=0.25, **limits)]
+        assert kinds == ["constant gate"]
+        erased = trace_of([[0.5, 0.25], [0.25, 0.75]], [[1, 1, 1]] * 2)
+        limits = {"closed_below": 0.01, "constant_below": 0.01}
+        assert gate_warnings(erased, erased_below=0.5, **limits) == []
+
     def test_numbers_that_a_message_says(self) -> None:
         texts = [
             gate_warnings(trace_of(gates, [[1, 1, 1]] * 2))[0].message

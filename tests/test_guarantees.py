@@ -770,6 +770,33 @@ def test_chrono_is_minus_log_of_the_number_of_steps(options: dict[str, Any], cou
         assert torch.equal(unit.linear.bias[:15], expected)
 
 
+@pytest.mark.parametrize("opening", ["learned", "first"])
+def test_chrono_counts_the_modality_that_is_added(opening: str) -> None:
+    options: dict[str, Any] = {"opening": opening, "share_weights": False, "gate_bias": "chrono"}
+    fusion = GatedRecurrentFusion({"text": 3, "audio": 5}, embed_dim=4, num_heads=2, **options)
+    fusion.add_modality("lidar", 23)
+    steps = 3 if opening == "learned" else 2
+    bias = fusion.units["lidar"].linear.bias[:4]
+    assert torch.equal(bias, torch.full((4,), -math.log(steps)))
+
+
+def test_gates_of_every_step_are_those_that_the_trace_averages() -> None:
+    call = prime_call(context="sequence", opening="first")
+    fusion = build(call)
+    mask = torch.ones(call.features["text"].shape[:2]).bool()
+    mask[1, 2:] = False
+    output, trace = fusion(call.features, masks={"text": mask}, return_trace=True)
+    assert torch.equal(trace.time_mask, mask)
+    assert trace.time_gates.shape == (len(mask), len(trace.order) - 1, *output.shape[1:])
+    weight = mask[:, None, :, None].double()
+    mean = (trace.time_gates * weight).sum(dim=2) / weight.sum(dim=2)
+    assert torch.allclose(mean, trace.gates)
+    assert trace.gates.count_nonzero()
+    for other in ({"context": "pooled"}, {"context": "first_sequence", "opening": "first"}):
+        trace = build(prime_call(**other))(call.features, return_trace=True)[1]
+        assert trace.time_gates is trace.time_mask is None
+
+
 def test_chrono_gives_every_modality_about_the_same_say() -> None:
     """h_n = sum of shares: with gates of 1 / (steps + 1) the first keeps about 1 / e."""
     names = {f"m{place}": 3 for place in range(37)}

@@ -46,7 +46,7 @@ def test_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "_state.json").write_text(json.dumps(results))
     rest = {
         "grf_fusion.viz._gates.m_1": {"outcome": "killed"},
-        "grf_fusion.viz._gates.m_2": {"outcome": "not checked"},
+        "grf_fusion.viz._gates.others": {"outcome": "not checked", "count": 24},
         "grf_fusion._block.m_1": {"outcome": "killed"},
     }
     (tmp_path / "rest.json").write_text(json.dumps(rest))
@@ -55,8 +55,8 @@ def test_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[2:6] == [
         "| `_block.py` | 1 | 1 | 1 | 0 | 0 | 100.0% |",
         "| `_state.py` | 4 | 4 | 2 | 1 | 1 | 66.7% |",
-        "| `viz/_gates.py` | 2 | 1 | 1 | 0 | 0 | 100.0% |",
-        "| together | 7 | 6 | 4 | 1 | 1 | 80.0% |",
+        "| `viz/_gates.py` | 25 | 1 | 1 | 0 | 0 | 100.0% |",
+        "| together | 30 | 6 | 4 | 1 | 1 | 80.0% |",
     ]
     assert "grf_fusion._state.m_3: survived" in lines
     assert "+    a = 2" in lines
