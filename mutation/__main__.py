@@ -185,7 +185,7 @@ def table() -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     left: list[str] = []
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for path in RESULTS.glob("*.json"):
+    for path in sorted(RESULTS.glob("*.json")):
         for mutant, result in json.loads(path.read_text("utf-8")).items():
             file = "/".join(mutant.removeprefix("grf_fusion.").split(".")[:-1])
             counts[file]["mutants"] += result.get("count", 1)
