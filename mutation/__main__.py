@@ -160,6 +160,8 @@ def run(name: str, every: int) -> None:
         # The same examples for every mutant.
         "CI": "1",
         "OMP_NUM_THREADS": "1",
+        # For tests/conftest.py.
+        "GRF_FUSION_MUTATION": "1",
         "GRF_FUSION_DATA": str(WORK / "no-data"),
         # mutmut puts the mutated source on the path; our own must not stand before it.
         "PYTHONPATH": str(REPOSITORY),

@@ -28,12 +28,15 @@ DATA = Path(os.environ.get("GRF_FUSION_DATA") or REPOSITORY.parent / "shared" / 
 torch.set_num_threads(1)
 
 # The same examples at every run on CI, so that a red run can be repeated; new ones elsewhere.
+unchecked = [HealthCheck.too_slow]
+if os.environ.get("GRF_FUSION_MUTATION"):
+    # mutmut runs the tests again and again in one process, each time on new instances.
+    unchecked.append(HealthCheck.differing_executors)
 settings.register_profile(
     "grf_fusion",
     deadline=None,
     derandomize=bool(os.environ.get("CI")),
-    # mutmut runs the tests again and again in one process, each time on new instances.
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+    suppress_health_check=unchecked,
 )
 settings.load_profile("grf_fusion")
 

@@ -920,6 +920,24 @@ def test_a_trial_run_on_all_real_data(tmp_path, data_dir):
         assert all(row["seeds"] == 2 for row in result["rows"])
 
 
+@pytest.mark.parametrize("most", [7, 8])
+def test_how_long_a_training_takes_is_reckoned(tmp_path, monkeypatch, most):
+    dataset = synthetic("classes")
+    budget = dataclasses.replace(dataset.budget, epochs=5, batch=len(dataset.parts["train"]) // 3)
+    dataset = dataclasses.replace(dataset, budget=budget)
+    monkeypatch.setattr(running, "MANY_PARAMETERS", 1000)
+    monkeypatch.setattr(running, "MOST_MINUTES", most)
+    # 5 epochs of 3 batches of 32 s are 8 minutes.
+    monkeypatch.setattr(cost, "steps", lambda *_: {"MulT": 32.0, "GRF": 0.5})
+    store = Store(tmp_path / "runs.jsonl")
+    method = methods(dataset)["MulT"]
+    job = running.Job(dataset, method, running.Settings(), store, lambda _: None)
+    assert job.too_large() == (most == 7)
+    reasons = [record["reason"] for record in store.records.values()]
+    said = "0 million parameters at width 8, a training step MulT 32.00 s, GRF 0.50 s, all epochs 8"
+    assert reasons == ([f"{said} minutes"] if most == 7 else [])
+
+
 @pytest.mark.parametrize(
     ("limits", "outcome"),
     [
