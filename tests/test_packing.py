@@ -1,7 +1,11 @@
 """Short-cuts that change what is computed and not what comes out: packing, one query, one key."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,20 +25,30 @@ from grf_fusion import (
     mask_from_lengths,
 )
 from grf_fusion import _block as block_module
+from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion
 from properties import assert_close
 from strategies import FusionCall
 
 DIM, HEADS = 15, 3
+WIDTHS = {"text": 5, "audio": 3, "sensor": 2}
+SIZES: dict[str, Any] = {"embed_dim": DIM, "num_heads": HEADS, "dtype": torch.float64}
+# The baselines that have long sequences to attend to.
+BASELINES = {
+    "early": partial(ConcatFusion, WIDTHS, stage="early", num_layers=2, **SIZES),
+    "cross-modal": partial(CrossModalAttentionFusion, WIDTHS, **SIZES),
+}
 TIMES = pytest.mark.parametrize("times", [(5, 11), (11, 70), (131, 7)], ids=str)
 # Each sample by itself, some together, all together.
 A_CALL = pytest.mark.parametrize("a_call", [0, 40, 10**9])
 
 
 @contextmanager
-def counted_packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Collect the number of rows of every sequence that is packed."""
+def counted_packings(
+    monkeypatch: pytest.MonkeyPatch, where: ModuleType = block_module
+) -> Iterator[list[int]]:
+    """Collect the number of rows of every sequence that a module packs."""
     rows: list[int] = []
-    lay_out = block_module.lay_out
+    lay_out = where.lay_out
 
     def counting(*given: Any) -> Any:
         layouts = lay_out(*given)
@@ -42,7 +56,7 @@ def counted_packings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return layouts
 
     with monkeypatch.context() as patch:
-        patch.setattr(block_module, "lay_out", counting)
+        patch.setattr(where, "lay_out", counting)
         yield rows
 
 
@@ -200,6 +214,44 @@ def test_packing_is_where_it_pays_or_is_told_to(monkeypatch: pytest.MonkeyPatch)
         make_block(packing=True)(context, modality, modality_mask=nearly)
         make_block(packing=True)(context, modality)
         assert rows == [60, 60]
+
+
+@pytest.mark.parametrize("pattern", ["padded", "holes", "some empty", "none whole"])
+@pytest.mark.parametrize("a_call", [0, 10**9])
+@pytest.mark.parametrize("form", list(BASELINES))
+def test_packed_baseline_equals_padded(
+    form: str, pattern: str, a_call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A baseline packs by itself, where enough is padding: here always, and never."""
+    monkeypatch.setattr(_layout, "STEPS_A_CALL", a_call)
+    torch.manual_seed(2)
+    fusion = BASELINES[form]()
+    times = {"text": 7, "audio": 11, "sensor": 1}
+    inputs = {
+        name: torch.randn(4, time, fusion.modalities[name], dtype=torch.float64, requires_grad=True)
+        for name, time in times.items()
+    }
+    masks = {
+        name: mask_from_lengths(torch.tensor([time, 1, (time + 1) // 2, min(2, time)]), time)
+        for name, time in times.items()
+    }
+    present = None
+    if pattern == "holes":
+        masks = {name: torch.rand(mask.shape) < 0.5 for name, mask in masks.items()}
+    if pattern == "some empty":
+        masks["audio"][2] = masks["sensor"][0] = False
+        present = torch.ones(4, 3, dtype=torch.bool)
+        present[3] = False
+    if pattern == "none whole":
+        present = torch.eye(4, 3, dtype=torch.bool)
+    found = []
+    for share in (math.inf, -math.inf):
+        monkeypatch.setattr(_layout, "WORTH_PACKING", share)
+        with counted_packings(monkeypatch, import_module(type(fusion).__module__)) as rows:
+            fused = fusion(inputs, masks=masks, present=present)
+        assert bool(rows) == (share < 0)
+        found.append({"fused": fused} | gradients(fusion, (fused,), inputs))
+    assert_close(found[1], found[0])
 
 
 def test_a_mask_that_hides_nothing_changes_no_bit() -> None:

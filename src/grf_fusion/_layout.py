@@ -226,6 +226,18 @@ def _place(
     return Packed(tuple(groups), sample * time + step, sample, padding, empty, (batch, time))
 
 
+def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the real steps of each sample first and cut off what is padding of all.
+
+    Returns:
+        The steps, their mask, and where each stood, ``(batch, time)``.
+    """
+    longest = max(1, int(mask.sum(dim=1).max()))
+    order = mask.sort(dim=1, descending=True, stable=True).indices[:, :longest]
+    place = order.unsqueeze(-1).expand(-1, -1, steps.shape[-1])
+    return steps.gather(1, place), mask.gather(1, order), order
+
+
 def worth_packing(masks: Sequence[Tensor | None], *, packing: bool | Literal["auto"]) -> bool:
     """Whether enough of the steps is padding, or the user says so."""
     given = [mask for mask in masks if mask is not None]

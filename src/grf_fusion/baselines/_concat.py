@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from grf_fusion._eager import is_plain_call
 from grf_fusion._inputs import tell_presence
-from grf_fusion._layout import Padded
+from grf_fusion._layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._masks import masked_mean
 from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import (
@@ -174,10 +175,14 @@ class ConcatFusion(nn.Module):
         like = weight_of(self.projections)
         encoded = [add_positions(part.projected, like) for part in parts]
         x, real = join(encoded, [part.real for part in parts])
+        steps: Layout = Padded(real)
+        if is_plain_call(x) and worth_packing([real], packing="auto"):
+            (steps,) = lay_out([x], [real])
+            x = steps.pack(x)
         x = F.dropout(x, self.dropout, self.training)
         for layer in self.layers:
-            x = layer(x, Padded(real))
-        return masked_mean(x, real)
+            x = layer(x, steps)
+        return masked_mean(steps.unpack(x), real)
 
     def presence(
         self,

@@ -1,6 +1,6 @@
 """Every modality reads all the others at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._attention import Attention
+from grf_fusion._eager import is_plain_call
 from grf_fusion._inputs import tell_presence
-from grf_fusion._layout import Padded
+from grf_fusion._layout import Layout, Padded, lay_out, real_first, worth_packing
 from grf_fusion._masks import masked_mean
 from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import (
@@ -23,6 +24,8 @@ from grf_fusion._receive import (
 from grf_fusion._shapes import expect_heads, expect_probability, expect_size
 
 OWNER = "CrossModalAttentionFusion"
+# Steps ``(batch, time, dim)`` and which of them a modality may read.
+Memory = tuple[Tensor, Tensor | None]
 
 
 class CrossModalAttentionFusion(nn.Module):
@@ -131,12 +134,16 @@ class CrossModalAttentionFusion(nn.Module):
             OWNER, self.projections, features, masks, present, declared=self.modalities
         )
         like = weight_of(self.projections)
-        encoded = {
-            name: self.dropout(add_positions(part.projected, like))
-            for name, part in received.items()
-        }
-        masked = {name: part.real for name, part in received.items()}
-        pooled = [self._read(name, encoded, masked) for name in self.modalities]
+        encoded = [self.dropout(add_positions(part.projected, like)) for part in received.values()]
+        masked = [part.real for part in received.values()]
+        packs = is_plain_call(encoded[0]) and worth_packing(masked, packing="auto")
+        memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
+        pooled = [
+            self._read(name, query, real, memory, packs=packs)
+            for name, query, real, memory in zip(
+                self.modalities, encoded, masked, memories, strict=True
+            )
+        ]
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
 
     def presence(
@@ -158,16 +165,36 @@ class CrossModalAttentionFusion(nn.Module):
         )
 
     def _read(
-        self, name: str, encoded: Mapping[str, Tensor], masked: Mapping[str, Tensor | None]
+        self, name: str, query: Tensor, real: Tensor | None, memory: Memory, *, packs: bool
     ) -> Tensor:
-        query, real = encoded[name], masked[name]
-        others = [other for other in self.modalities if other != name]
-        if others:
-            memory, readable = join([encoded[o] for o in others], [masked[o] for o in others])
+        others, readable = memory
+        queries: Layout = Padded(real)
+        keys: Layout = Padded(readable)
+        rows = query
+        if packs:
+            keys, queries = lay_out([others, query], [readable, real])
+            others, rows = keys.pack(others), queries.pack(query)
+        attention = cast(Attention, self.attentions[name])
+        read, _ = attention(rows, others, queries, keys, need_weights=False)
+        read = queries.unpack(self.dropout(read))
+        return masked_mean(self.norms[name](query + read), real)
+
+
+def _own_memories(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
+    """Give each modality the steps of all others."""
+    for k, query in enumerate(encoded):
+        if len(encoded) > 1:
+            yield join(encoded[:k] + encoded[k + 1 :], masked[:k] + masked[k + 1 :])
         else:
             # Nobody else: one step that is not real keeps the attention in the graph.
             memory = query[:, :1]
-            readable = torch.zeros(memory.shape[:2], dtype=torch.bool, device=query.device)
-        attention = cast(Attention, self.attentions[name])
-        read, _ = attention(query, memory, Padded(real), Padded(readable), need_weights=False)
-        return masked_mean(self.norms[name](query + self.dropout(read)), real)
+            yield memory, torch.zeros(memory.shape[:2], dtype=torch.bool, device=query.device)
+
+
+def _shared_memory(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
+    """Give each modality all steps, real ones first, and hide its own."""
+    steps, real = join(encoded, masked)
+    owner = torch.cat([torch.full((x.shape[1],), k) for k, x in enumerate(encoded)])
+    steps, real, order = real_first(steps, cast(Tensor, real))
+    for k in range(len(encoded)):
+        yield steps, real & (owner[order] != k)

@@ -7,7 +7,7 @@ from typing_extensions import override
 from grf_fusion._attention import Attention
 from grf_fusion._dropout import drop
 from grf_fusion._feedforward import feedforward
-from grf_fusion._layout import Padded
+from grf_fusion._layout import Layout
 
 
 class EncoderLayer(nn.Module):
@@ -41,7 +41,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @override
-    def forward(self, x: Tensor, steps: Padded) -> Tensor:
+    def forward(self, x: Tensor, steps: Layout) -> Tensor:
         """Return the enriched steps."""
         read, _ = self.attention(x, x, steps, steps, need_weights=False)
         x = self.attention_norm(drop(self.dropout, read, x))
