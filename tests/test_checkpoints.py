@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "list": (lambda path: torch.save([1], path), "got list"),
     "state is a list": (damage(lambda x: x | {"state_dict": [1]}), "got list"),
     "later format": (damage(lambda x: x | {"format": "grf-fusion 2"}), "got 'grf-fusion 2'"),
-    "more inside": (damage(lambda x: x | {"more": 1}), "got 'grf-fusion 1'"),
+    "more inside": (damage(lambda x: x | {"more": 1}), "'state_dict', 'more']."),
     "missing": (with_state(unit__linear__bias=None), "missing ['unit.linear.bias']."),
     "extra": (with_state(more=torch.zeros(1)), "unexpected ['more'], missing []."),
     "no tensor": (with_state(unit__linear__bias=3), "got int"),
@@ -160,6 +160,13 @@ SAID: dict[str, tuple[Any, str]] = {
     "format": (
         framed(format="grf-fusion 2"),
         "`path` to be of format 'grf-fusion 1', got 'grf-fusion 2'. Update grf-fusion.",
+    ),
+    "part too many": (
+        framed(optimizer={}),
+        (
+            "`path` to hold ['format', 'orders', 'state_dict'], as `save_checkpoint` writes it, "
+            "got ['format', 'orders', 'state_dict', 'optimizer']."
+        ),
     ),
     "orders": (
         framed(orders={"": ["text"]}),

@@ -1634,7 +1634,16 @@ SAID_OF_MODULES: Said = {
         (
             "load_author_checkpoint: expected `state_dict` to hold "
             "'fusion_encoders.0.decoder_1.layers.0.linear1.weight', got none. "
-            "It projects ['projectors.text.weight']; `order` names the same modalities."
+            "It is all of the authors' model, with their names, and `model` says whose it is."
+        ),
+    ),
+    "weights of another model": (
+        lambda: load({"proj_text.weight": LIKE}),
+        ValueError,
+        (
+            "load_author_checkpoint: expected `state_dict` to hold 'projectors.text.weight', "
+            "got none. "
+            "It is all of the authors' model, with their names, and `model` says whose it is."
         ),
     ),
     "no second projection": (
@@ -1676,8 +1685,7 @@ SAID_OF_MODULES: Said = {
         ValueError,
         (
             "load_author_checkpoint: expected `state_dict` to hold 'out_layer.weight', got none. "
-            "It projects ['proj_audio.weight', 'proj_text.weight']; "
-            "`order` names the same modalities."
+            "It is all of the authors' model, with their names, and `model` says whose it is."
         ),
     ),
     "names of weights of a checkpoint": (
@@ -1895,7 +1903,7 @@ SAID_OF_TOOLS: Said = {
         ShapeError,
         (
             "gradient_share: expected `fusion.projections` to hold a module for each of "
-            "['text', 'audio'], got ModuleDict."
+            "['text', 'audio'], got ['text']."
         ),
     ),
     "type of a loss": (
@@ -2077,6 +2085,14 @@ SAID_OF_TOOLS: Said = {
         lambda: viz.plot_attention(torch.zeros(2, 3, 4, 5, 6), head=4),
         ShapeError,
         "plot_attention: expected `head` from 0 to 3, got 4.",
+    ),
+    "no layer to plot": (
+        lambda: viz.plot_attention(torch.zeros(2, 0, 4, 5, 6)),
+        ShapeError,
+        (
+            "plot_attention: expected `weights` of at least one sample, layer, head, query and "
+            "key, got (2, 0, 4, 5, 6)."
+        ),
     ),
     "one feature to plot": (
         lambda: viz.plot_context_path(

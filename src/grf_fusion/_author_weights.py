@@ -44,10 +44,10 @@ def axis_of(
     """
     if key not in weights:
         projected = sorted(name for name in weights if str(name).startswith(prefix))
-        raise ValueError(
-            f"{OWNER}: expected `state_dict` to hold {key!r}, got none. "
-            f"It projects {projected}; `order` names the same modalities."
-        )
+        hint = "It is all of the authors' model, with their names, and `model` says whose it is."
+        if projected and key.startswith(prefix):
+            hint = f"It projects {projected}; `order` names the same modalities."
+        raise ValueError(f"{OWNER}: expected `state_dict` to hold {key!r}, got none. {hint}")
     value = weights[key]
     if not isinstance(value, Tensor) or value.ndim != ndim:
         kind = "a matrix" if ndim == 2 else f"of {ndim} axes"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 LOADER = "load_checkpoint"
 FORMAT = "grf-fusion 1"
+PARTS = {"format", "orders", "state_dict"}
 
 
 def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
@@ -52,10 +53,15 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
     content = _read(path)
     if isinstance(content, Mapping) and "format" in content:
         saved = cast("Mapping[str, object]", content)
-        if saved["format"] != FORMAT or set(saved) != {"format", "orders", "state_dict"}:
+        if saved["format"] != FORMAT:
             raise ValueError(
                 f"{LOADER}: expected `path` to be of format {FORMAT!r}, got {saved['format']!r}. "
                 "Update grf-fusion."
+            )
+        if set(saved) != PARTS:
+            raise ValueError(
+                f"{LOADER}: expected `path` to hold {sorted(PARTS)}, as `save_checkpoint` writes "
+                f"it, got {list(saved)}."
             )
         if saved["orders"] != _orders(module):
             raise ValueError(

@@ -82,9 +82,10 @@ def gradient_share(
     call = check_call(OWNER, fusion, features, masks, present)
     projections = getattr(fusion, "projections", None)
     if not isinstance(projections, nn.ModuleDict) or set(projections) != set(call.names):
+        held = isinstance(projections, nn.ModuleDict)
         raise ShapeError(
             f"{OWNER}: expected `fusion.projections` to hold a module for each of "
-            f"{list(call.names)}, got {type(projections).__name__}."
+            f"{list(call.names)}, got {list(projections) if held else type(projections).__name__}."
         )
     projected: dict[str, Tensor] = {}
 

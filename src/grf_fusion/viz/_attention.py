@@ -41,6 +41,11 @@ def plot_attention(
     names = ("batch", "layers", "heads", "queries", "keys")
     axes: dict[str, int | None] = dict.fromkeys(names)
     expect_shape(owner, "weights", tensor, axes)
+    if 0 in tensor.shape:
+        raise ShapeError(
+            f"{owner}: expected `weights` of at least one sample, layer, head, query and key, "
+            f"got {tuple(tensor.shape)}."
+        )
     for argument, index, size in zip(
         ("sample", "layer", "head"), (sample, layer, head or 0), tensor.shape, strict=False
     ):
