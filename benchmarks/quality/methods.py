@@ -208,8 +208,9 @@ ABLATIONS: dict[str, dict[str, object]] = {
     },
     "GRF, dropout in the block": {"dropout": DROPOUT},
 }
+OTHER_DROPOUT = {"no modality dropout": 0.0, "modality dropout .3": 0.3}
 TRAININGS: dict[str, Training] = {
-    "GRF, no modality dropout": Training(modality_dropout=0.0),
+    **{f"GRF, {said}": Training(modality_dropout=rate) for said, rate in OTHER_DROPOUT.items()},
     "GRF, gradient modulation": Training(modulation=0.5),
     "GRF, order drawn at random": Training(order="random", test_orders=True),
     "GRF, loss after each modality": Training(intermediate=0.5),
@@ -232,8 +233,10 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         if len(dataset.modalities) >= fewest:
             found.append(Method(name, "baseline", build, {"baseline": name}))
     concat, _ = BASELINES["concatenation, late"]
-    dry = "concatenation, late, no modality dropout"
-    found.append(Method(dry, "baseline", concat, {"baseline": dry}, Training(modality_dropout=0)))
+    for said, rate in OTHER_DROPOUT.items():
+        name = f"concatenation, late, {said}"
+        training = Training(modality_dropout=rate)
+        found.append(Method(name, "baseline", concat, {"baseline": name}, training))
     found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
     found.append(Method("GRF, as in the paper", "grf", grf(**PAPER), PAPER))
     found += [_ours(name, "grf", options) for name, options in MODES.items()]
