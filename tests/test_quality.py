@@ -94,20 +94,21 @@ def test_hydraulic_has_the_split_of_its_readme(arrays, target):
 
 
 @pytest.mark.parametrize(
-    ("read", "rest"), [("whole", {25}), ("rates", {25, 13, 5}), ("summaries", {1})]
+    ("read", "rest"),
+    [("whole", {25}), ("rates", {25, 13, 5}), ("summaries", {1}), ("three", {25, 13, 5})],
 )
 def test_dsads_has_no_person_in_two_parts(arrays, read, rest):
     data = arrays("dsads")
     dataset = sensors.dsads(data, read)
     assert sizes(dataset) == [4 * 285, 285, 3 * 285]
-    assert len(dataset.modalities) == 15
+    assert len(dataset.modalities) == (3 if read == "three" else 15)
     lengths = {n: x.shape[1] for n, x in dataset.parts["train"].features.items()}
     assert set(lengths.values()) == rest
     people = {"train": {1, 2, 3, 4}, "validation": {5}, "test": {6, 7, 8}}
     for part, who in people.items():
         own = np.isin(data["subject"], list(who))
         assert (dataset.parts[part].labels.numpy() == data["activity"][own]).all()
-    assert ("resampled" in dataset.title) == (read == "rates")
+    assert ("resampled" in dataset.title) == (read in ("rates", "three"))
 
 
 def test_dsads_summaries_are_what_the_classical_methods_get(arrays):
@@ -205,6 +206,7 @@ def loaders() -> dict:
         "hydraulic": lambda data: sensors.hydraulic(data, "valve"),
         "dsads": lambda data: sensors.dsads(data, "rates"),
         "dsads-summaries": lambda data: sensors.dsads(data, "summaries"),
+        "dsads-three": lambda data: sensors.dsads(data, "three"),
         "mfeat": sensors.mfeat,
         "icu2012": icu.icu2012,
     }
@@ -235,7 +237,7 @@ def spoil(name: str, data: dict[str, np.ndarray], part: str) -> dict[str, np.nda
     return result
 
 
-@pytest.mark.parametrize("name", ["hydraulic", "dsads", "dsads-summaries", "mfeat", "icu2012"])
+@pytest.mark.parametrize("name", list(loaders()))
 def test_training_tensors_know_nothing_of_validation_and_test(arrays, name):
     load, name = loaders()[name], name.partition("-")[0]
     data = arrays(name)

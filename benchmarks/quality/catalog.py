@@ -20,6 +20,7 @@ ARCHIVES: dict[str, tuple[str, Loader]] = {
     "dsads": ("dsads", lambda x, n: sensors.dsads(x, "whole", n)),
     "dsads-rates": ("dsads", lambda x, n: sensors.dsads(x, "rates", n)),
     "dsads-summaries": ("dsads", lambda x, n: sensors.dsads(x, "summaries", n)),
+    "dsads-three": ("dsads", lambda x, n: sensors.dsads(x, "three", n)),
     "icu2012": ("icu2012", icu2012),
 }
 MADE_UP = tuple(f"synthetic-{kind}" for kind in ("classes", "binary", "regression"))
