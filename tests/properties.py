@@ -898,9 +898,13 @@ def opening_contexts(fusion: GatedRecurrentFusion, call: FusionCall) -> list[Ten
 
 
 def assert_config_rebuilds(fusion: GatedRecurrentFusion) -> None:
-    """``config()`` survives JSON, and what it builds has the same options and state_dict."""
-    rebuilt = GatedRecurrentFusion(**json.loads(json.dumps(fusion.config())))
+    """``config()`` survives JSON, and what it builds has the same options and state_dict.
+
+    With sorted keys too, in which many write their files.
+    """
+    rebuilt = GatedRecurrentFusion(**json.loads(json.dumps(fusion.config(), sort_keys=True)))
     assert rebuilt.config() == fusion.config()
+    assert list(rebuilt.modalities) == list(fusion.modalities)
     # The parts' own repr may differ: an older part keeps the gate bias that it started with.
     assert rebuilt.extra_repr() == fusion.extra_repr()
     assert list(rebuilt.modalities) == list(fusion.modalities)

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -55,6 +57,14 @@ class Host(nn.Module):
         x, rest = self.layers[1](x, scale)
         assert rest == "weights"
         return self.layers[2](x, scale)
+
+
+def negated(value: Any) -> Any:
+    """Other features of the same shapes; masks and presence as they are."""
+    if isinstance(value, dict):
+        return {name: negated(part) for name, part in value.items()}
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return -value if floating else value
 
 
 def make_model(*, opened: bool = False) -> AdaptedModel:
@@ -324,6 +334,34 @@ class TestAdaptedModel:
             result = model.train(training)(host_input(), **make_call(), scale=0.7)
             wanted = plain.train(training)(host_input(), scale=0.7)
             assert_same_bits({"": result}, {"": wanted})
+
+    def test_calls_of_several_threads_are_kept_apart(self) -> None:
+        """Each reads its own features, though all are in the same layer at the same time."""
+        model = make_model(opened=True).eval()
+        inputs = [(host_input(), make_call())]
+        inputs.append((inputs[0][0], {k: negated(v) for k, v in inputs[0][1].items()}))
+        alone = [model(x, **call) for x, call in inputs]
+        assert not torch.allclose(*alone)
+        together = threading.Barrier(2, timeout=60)
+
+        def wait(*_: object) -> None:
+            together.wait()
+
+        for layer in model.host.layers:
+            layer.register_forward_pre_hook(wait)
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(model, x, **call) for x, call in inputs]
+            found = [future.result() for future in futures]
+        assert_same_bits(dict(enumerate(found)), dict(enumerate(alone)))
+
+    def test_a_host_has_one_set_of_adapters(self) -> None:
+        model = make_model()
+        with pytest.raises(
+            ValueError, match=r"`host` without adapters, got .* 'layers\.0'"
+        ) as said:
+            AdaptedModel(model.host, adapters={"layers.2": make_adapter()})
+        assert "`remove()`" in str(said.value)
+        AdaptedModel(model.remove(), adapters={"layers.2": make_adapter()})
 
     def test_hosts_checkpoints_load_before_and_after(self) -> None:
         plain, model = Host(), make_model()

@@ -153,7 +153,8 @@ LOADER = "load_checkpoint: expected "
 
 
 def framed(**changes: Any) -> dict[str, Any]:
-    return {"format": "grf-fusion 1", "orders": {}, "state_dict": SMALL} | changes
+    told = {"format": "grf-fusion 1", "orders": {}, "num_heads": {}}
+    return told | {"state_dict": SMALL} | changes
 
 
 SAID: dict[str, tuple[Any, str]] = {
@@ -164,13 +165,17 @@ SAID: dict[str, tuple[Any, str]] = {
     "part too many": (
         framed(optimizer={}),
         (
-            "`path` to hold ['format', 'orders', 'state_dict'], as `save_checkpoint` writes it, "
-            "got ['format', 'orders', 'state_dict', 'optimizer']."
+            "`path` to hold ['format', 'num_heads', 'orders', 'state_dict'], as `save_checkpoint` "
+            "writes it, got ['format', 'orders', 'num_heads', 'state_dict', 'optimizer']."
         ),
     ),
     "orders": (
         framed(orders={"": ["text"]}),
         "`module` to declare modalities in the order of the checkpoint, {'': ['text']}, got {}.",
+    ),
+    "heads": (
+        framed(num_heads={"": 8}),
+        "`module` to have as many heads as the checkpoint, {'': 8}, got {}.",
     ),
     "names": ([1], "`path` to hold tensors by name, got list."),
     "missing": (
@@ -262,11 +267,12 @@ def test_reason_is_the_first_line_of_what_pytorch_says(
     assert given == {"map_location": "cpu", "weights_only": True}
 
 
-def test_what_is_saved_is_a_dictionary_of_three(tmp_path: Path) -> None:
+def test_what_is_saved_is_a_dictionary_of_four(tmp_path: Path) -> None:
     fusion = make_fusion()
     save_checkpoint(fusion, tmp_path / "fusion.pt")
     content = torch.load(tmp_path / "fusion.pt", weights_only=True)
-    assert list(content) == ["format", "orders", "state_dict"]
+    assert list(content) == ["format", "orders", "num_heads", "state_dict"]
     assert content["format"] == "grf-fusion 1"
     assert content["orders"] == {"": ["text", "image", "audio"]}
+    assert content["num_heads"] == dict.fromkeys(("", "block"), fusion.num_heads)
     assert_same_bits(content["state_dict"], state_of(fusion))

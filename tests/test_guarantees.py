@@ -6,6 +6,7 @@ The assertions stand in tests/properties.py. Compilation and errors have files o
 import copy
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import vmap
 
 import properties
 import strategies
@@ -27,9 +29,11 @@ from grf_fusion import (
     ModalityDropout,
     ShapeError,
     SymmetricCrossAttentionBlock,
+    mask_from_lengths,
 )
 from grf_fusion._attention import Attention, OneKeyAttention
 from grf_fusion._layout import Padded
+from grf_fusion.baselines import ConcatFusion, WeightedSumFusion
 from properties import NAN, Case, assert_same_bits, build, fusion_case, really_present
 from strategies import FusionCall
 
@@ -121,6 +125,18 @@ def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options:
         dtype=dtype,
         seed=23,
     )
+
+
+def ragged_call(**options: Any) -> FusionCall:
+    """The same with padding, holes and absence."""
+    call = prime_call(**options)
+    generator = torch.Generator().manual_seed(13)
+    masks = {
+        name: torch.rand(x.shape[:2], generator=generator) < 0.6
+        for name, x in call.features.items()
+    }
+    present = torch.rand(7, 3, generator=generator) < 0.7
+    return dataclasses.replace(call, masks=masks, present=present)
 
 
 # 1. Padding
@@ -321,7 +337,12 @@ def test_state_can_be_saved_sliced_and_continued_twice(mode: dict[str, str]) -> 
     expected = fusion(call.features)
     state = fusion.step(None, "text", call.features["text"])
     state = fusion.step(state, "image", call.features["image"])
-    saved = copy.deepcopy(FusionState(*[tensor.detach() for tensor in state]))
+    file = io.BytesIO()
+    torch.save(FusionState(*[tensor.detach() for tensor in state]), file)
+    file.seek(0)
+    # As `torch.load` does it by default: it runs no code.
+    saved = torch.load(file, weights_only=True)
+    assert type(saved) is FusionState
     for _ in range(2):
         continued = fusion.step(state, "audio", call.features["audio"])
         assert_same_bits({"context": fusion.readout(continued)}, {"context": expected})
@@ -329,6 +350,75 @@ def test_state_can_be_saved_sliced_and_continued_twice(mode: dict[str, str]) -> 
     part = FusionState(*[tensor[2:5] for tensor in saved])
     continued = fusion.step(part, "audio", call.features["audio"][2:5])
     properties.assert_close({"context": fusion.readout(continued)}, {"context": expected[2:5]})
+
+
+# Many steps
+
+
+LONG: dict[str, Callable[[], nn.Module]] = {
+    "residual": functools.partial(GatedRecurrentFusion, num_heads=3),
+    "paper": functools.partial(GatedRecurrentFusion, num_heads=3, form="paper"),
+    "linear": functools.partial(GatedRecurrentFusion, num_heads=3, self_attention="linear"),
+    "concat": ConcatFusion,
+    "weighted sum": WeightedSumFusion,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", LONG)
+def test_a_long_sample_is_the_same_alone_and_padded_in_half_precision(
+    form: str, dtype: torch.dtype
+) -> None:
+    """The sum of so many steps is beyond float16, whatever is padded."""
+    torch.manual_seed(1)
+    fusion = LONG[form]({"long": 5, "short": 3}, embed_dim=15, dtype=dtype).eval()
+    features = {
+        "long": (torch.randn(2, 9001, 5) + 30).to(dtype),
+        "short": torch.randn(2, 4, 3).to(dtype),
+    }
+    mask = mask_from_lengths(torch.tensor([9001, 8999]), 9001)
+    together = fusion(features, masks={"long": mask})
+    assert together.isfinite().all()
+    for sample, length in enumerate((9001, 8999)):
+        own = {name: x[sample : sample + 1] for name, x in features.items()}
+        alone = fusion(own | {"long": own["long"][:, :length]})
+        torch.testing.assert_close(together[sample], alone[0], rtol=0.03, atol=0.03)
+
+
+# Samples one by one
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@each_configuration
+def test_vmap_over_samples(options: dict[str, Any]) -> None:
+    """Masks of several samples at once, whose values nobody can ask for."""
+    call = ragged_call(**options)
+    fusion = build(call)
+    masks = {name: mask.int() for name, mask in call.masks.items()}
+
+    def of_one(features: Any, masks: Any, present: Tensor) -> Tensor:
+        features, masks = ({n: x.unsqueeze(0) for n, x in y.items()} for y in (features, masks))
+        return fusion(features, masks=masks, present=present.unsqueeze(0)).squeeze(0)
+
+    found = vmap(of_one)(call.features, masks, call.present)
+    expected = fusion(call.features, masks=masks, present=call.present)
+    properties.assert_close({"": found}, {"": expected})
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*")
+@each_configuration
+def test_a_recorded_call_keeps_its_masks(options: dict[str, Any]) -> None:
+    """`torch.jit.trace` with masks that hide nothing; another call hides something."""
+    call = ragged_call(**options)
+    fusion = build(call).requires_grad_(False)
+
+    def run(*given: Tensor) -> Tensor:
+        masks = dict(zip(call.masks, given[:-1], strict=True))
+        return fusion(call.features, masks=masks, present=given[-1])
+
+    hidden = (*call.masks.values(), call.present)
+    recorded = torch.jit.trace(run, tuple(torch.ones_like(x) for x in hidden), check_trace=False)
+    properties.assert_close({"": recorded(*hidden)}, {"": run(*hidden)})
 
 
 # 5. Mapping order
@@ -1219,7 +1309,7 @@ def test_config_rebuilds(data: st.DataObject) -> None:
     assume("new" not in call.config.modalities)
     fusion.add_modality("new", 23)
     properties.assert_config_rebuilds(fusion)
-    assert list(fusion.config()["modalities"]) == [*call.config.modalities, "new"]
+    assert [name for name, _ in fusion.config()["modalities"]] == [*call.config.modalities, "new"]
 
 
 def test_config_holds_every_argument_but_where() -> None:
@@ -1243,9 +1333,9 @@ def test_config_holds_every_argument_but_where() -> None:
         "share_weights": False,
     }
     fusion = GatedRecurrentFusion(**options)
-    assert fusion.config() == options
+    assert fusion.config() == options | {"modalities": [["text", 3], ["audio", 5]]}
     config = fusion.config()
-    config["modalities"]["image"] = 7
+    config["modalities"].append(["image", 7])
     assert fusion.modalities == {"text": 3, "audio": 5}
 
 
@@ -1557,4 +1647,4 @@ def test_weights_are_those_before_dropout() -> None:
 
 def test_config_of_json_has_plain_types() -> None:
     config = GatedRecurrentFusion({"text": 3}, embed_dim=4, num_heads=2, gate_bias=-1.5).config()
-    assert json.loads(json.dumps(config)) == config
+    assert json.loads(json.dumps(config, sort_keys=True)) == config

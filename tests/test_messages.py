@@ -204,7 +204,10 @@ SAID: Said = {
     "type of the longest": (
         lambda: mask_from_lengths(torch.ones(2).long(), 3.0),  # type: ignore[arg-type]
         ShapeError,
-        "mask_from_lengths: expected `max_length` to be an integer, got float.",
+        (
+            "mask_from_lengths: expected `max_length` to be an integer, got float. "
+            "Of a tensor take `int(lengths.max())`."
+        ),
     ),
     "longest": (
         lambda: mask_from_lengths(torch.ones(2).long(), 0),
@@ -383,7 +386,7 @@ SAID: Said = {
         ValueError,
         (
             "Who: expected `modalities` to map names to feature sizes, as a mapping or as pairs, "
-            "got int."
+            "got int. Write {'text': 768, 'image': 1024}."
         ),
     ),
     "no modalities": (
@@ -1182,8 +1185,9 @@ SAID_OF_MODULES: Said = {
         lambda: adapt(hidden=nested()),
         ShapeError,
         (
-            "FusionAdapter: expected `hidden` to be a dense tensor, got a nested one. "
-            "Build `torch.nn.TransformerEncoder` with enable_nested_tensor=False."
+            "FusionAdapter: expected `hidden` to be a dense tensor, got a nested one. Pad it with "
+            "`torch.nested.to_padded_tensor` and give a mask; "
+            "`torch.nn.TransformerEncoder` returns none with enable_nested_tensor=False."
         ),
     ),
     "shape of hidden states": (
@@ -2171,7 +2175,7 @@ for kind in MADE:
         ValueError,
         (
             f"{kind.__name__}: expected `modalities` to map names to feature sizes, "
-            "as a mapping or as pairs, got int."
+            "as a mapping or as pairs, got int. Write {'text': 768, 'image': 1024}."
         ),
     )
     SAID_OF_EACH[f"width of {kind.__name__}"] = (

@@ -912,7 +912,8 @@ def test_shards_share_the_methods_and_costs_and_figures_are_made(tmp_path):
 def test_a_trial_run_on_all_real_data(tmp_path, data_dir):
     names = list(catalog.ARCHIVES)
     quick = {"concatenation, late", "logistic regression on summaries"}
-    only = [("--only", f"{name},{method}") for name in names for method in quick]
+    # The tables stand in one order, whatever ran first.
+    only = [("--only", f"{name},{method}") for name in reversed(names) for method in quick]
     options = ["--data", str(data_dir), "--out", str(tmp_path), "--quick", "--no-progress"]
     command.main([*options, "--no-costs", *itertools.chain.from_iterable(only)])
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))

@@ -1,16 +1,29 @@
 """What eager mode on the CPU computes tile by tile: the same numbers, and honest randomness."""
 
+import dataclasses
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+    register_module_full_backward_pre_hook,
+)
 
+import strategies
 from grf_fusion import (
     SymmetricCrossAttentionBlock,
+    _attention,
     _dropout,
     _dropped_attention,
     _eager,
@@ -20,7 +33,16 @@ from grf_fusion import (
 from grf_fusion._dropout import Keep, drop
 from grf_fusion._dropped_attention import Piece, Plan
 from grf_fusion._feedforward import Options
-from properties import assert_close, compute_in_tiles
+from properties import (
+    Case,
+    Named,
+    assert_close,
+    baseline_case,
+    compute_in_tiles,
+    fusion_case,
+    weighted_sum,
+)
+from strategies import FusionCall
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 DROPOUTS = pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -180,6 +202,48 @@ def test_gradients_that_can_be_differentiated_are_the_same(
     assert_close(dict(enumerate(again)), dict(enumerate(plain)))
 
 
+def twice(case: Case) -> tuple[Named, Named, Named]:
+    """Gradients, gradients that can be differentiated, and gradients of a sum of these."""
+    leaves = {name: value.clone().requires_grad_() for name, value in case.values.items()}
+    inputs = dict(case.module.named_parameters()) | leaves
+
+    def gradients(of: Tensor, **options: Any) -> Named:
+        found = torch.autograd.grad(of, list(inputs.values()), materialize_grads=True, **options)
+        return dict(zip(inputs, found, strict=True))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = weighted_sum(dataclasses.replace(case, values=leaves).outputs())
+        plain = gradients(loss, retain_graph=True)
+        again = gradients(loss, create_graph=True)
+        return plain, again, gradients(weighted_sum(again))
+
+
+def assert_can_be_differentiated(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        compute_in_tiles(patch, tile=29)
+        plain, again, second = twice(case)
+    assert_close(again, plain)
+    if not case.module.training:
+        assert_close(second, twice(case)[2])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@settings(max_examples=25)
+@given(call=strategies.fusion_calls(dtype=torch.float64))
+def test_gradients_of_a_chain_can_be_differentiated(call: FusionCall, dropout: float) -> None:
+    """Steps that share weights read what the same weights have made."""
+    case = fusion_case(call, dropout=dropout)
+    case.module.train(dropout > 0)
+    assert_can_be_differentiated(case)
+
+
+@pytest.mark.parametrize("kind", strategies.BASELINES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_gradients_of_a_baseline_can_be_differentiated(kind: str, data: st.DataObject) -> None:
+    assert_can_be_differentiated(baseline_case(data.draw(strategies.baseline_calls(kind))))
+
+
 def test_only_gradients_that_are_wanted_are_differentiated_again() -> None:
     x, *weights = feedforward_inputs()
     frozen = [weight.detach() for weight in weights]
@@ -285,7 +349,7 @@ ADAPTABLE = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "linear
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("how", ["class", "hook", "pre-hook", "no bias"])
+@pytest.mark.parametrize("how", ["class", "hook", "pre-hook", "no bias", "forward"])
 @pytest.mark.parametrize("name", ADAPTABLE)
 def test_an_adapted_layer_is_called(name: str, how: str) -> None:
     block = make_block()
@@ -300,6 +364,9 @@ def test_an_adapted_layer_is_called(name: str, how: str) -> None:
         layer.set_submodule(name, adapted)
     elif how == "hook":
         plain.register_forward_hook(lambda _module, _given, result: 2 * result)
+    elif how == "forward":
+        own = plain.forward
+        plain.forward = lambda given: 2 * own(given)
     elif how == "no bias":
         bare = nn.Linear(plain.in_features, plain.out_features, bias=False, dtype=torch.float64)
         bare.weight = nn.Parameter(2 * plain.weight.detach())
@@ -314,6 +381,49 @@ def test_an_adapted_layer_is_called(name: str, how: str) -> None:
         if twice.bias is not None and how != "pre-hook":
             twice.bias.mul_(0 if how == "no bias" else 2)
     assert_close({"modality": called}, {"modality": expected(context, modality)[1]})
+
+
+HOOKS: dict[str, Any] = {
+    "forward": (nn.Module.register_forward_hook, register_module_forward_hook),
+    "before forward": (nn.Module.register_forward_pre_hook, register_module_forward_pre_hook),
+    "backward": (nn.Module.register_full_backward_hook, register_module_full_backward_hook),
+    "before backward": (
+        nn.Module.register_full_backward_pre_hook,
+        register_module_full_backward_pre_hook,
+    ),
+}
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["of each module", "of all modules"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_are_called_whatever_the_size(kind: str, training: bool, everywhere: bool) -> None:
+    """Of which part a hook is called depends on nothing but the parts that there are."""
+    called: list[list[str]] = []
+    for few in (0, math.inf):
+        block = make_block(self_attention=True, dropout=0.3).train(training)
+        names = {module: name for name, module in block.named_modules()}
+        seen: list[str] = []
+
+        def note(module: nn.Module, *_: object, seen: Any = seen, names: Any = names) -> None:
+            seen.append(names[module])
+
+        one, every = HOOKS[kind]
+        handles = [every(note)] if everywhere else [one(module, note) for module in names]
+        context, modality = leaves((3, 4, DIM), (3, 11, DIM))
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for part in (_attention, _dropout, _feedforward, _layout):
+                    patch.setattr(part, "FEW", few)
+                sum(result.square().sum() for result in block(context, modality)).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        called.append(sorted(seen))
+    assert called[0] == called[1]
+    # A list of layers is no step of the computation.
+    left_out = set(names.values()) - set(called[0])
+    assert left_out == {"context_layers", "modality_layers"}
 
 
 @pytest.mark.usefixtures("always")

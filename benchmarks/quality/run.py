@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from benchmarks.quality import cost, metrics
+from benchmarks.quality.catalog import NAMES
 from benchmarks.quality.data import Dataset, Task
 from benchmarks.quality.methods import (
     GRF,
@@ -217,7 +218,8 @@ def describe(dataset: Dataset, store: Store) -> None:
 def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
     """Return the newest description of each data set with the records that belong to it."""
     newest = {r["dataset"]: r for r in store.records.values() if r["stage"] == "dataset"}
-    for about in newest.values():
+    # In one order, whatever ran first.
+    for about in (newest[name] for name in NAMES if name in newest):
         own = [r for r in store.records.values() if r["dataset key"] == about["key"]]
         # A method that was changed keeps its name: only its newest form counts.
         forms = {r["method"]: r["method key"] for r in own if "method" in r}

@@ -1,8 +1,10 @@
 """A pretrained model with adapters behind some of its layers."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
@@ -33,7 +35,8 @@ class AdaptedModel(nn.Module):
 
     Raises:
         ValueError: If there is no adapter, one is something else than a `FusionAdapter`, the host
-            has no layer of that name, or two adapters declare a modality in different widths.
+            has no layer of that name or has adapters already, or two adapters declare a modality in
+            different widths.
 
     Examples:
         >>> import torch
@@ -101,11 +104,11 @@ class AdaptedModel(nn.Module):
         """
         given = check_mapping(OWNER, "features", features, self.modalities)
         real = check_mapping(OWNER, "masks", {} if masks is None else masks, self.modalities)
-        self._call.given = _Given(given, hidden_mask, real, present)
+        self._call.begin(_Given(given, hidden_mask, real, present))
         try:
             return self.host(*args, **kwargs)
         finally:
-            self._call.given = None
+            self._call.end()
 
     def remove(self) -> nn.Module:
         """Take the adapters off.
@@ -134,11 +137,25 @@ class _Given(NamedTuple):
 
 
 class _Call:
-    """The call that is running, if any."""
+    """The call that is running, if any; a server may run one in each of its threads."""
 
     def __init__(self, declared: Mapping[str, int]) -> None:
         self.declared = list(declared)
-        self.given: _Given | None = None
+        # By thread and not a `threading.local`, which can be neither copied nor saved.
+        self._running: dict[int, _Given] = {}
+
+    @property
+    def given(self) -> _Given | None:
+        """What the call of this thread brings."""
+        return self._running.get(_thread())
+
+    def begin(self, given: _Given) -> None:
+        """Start a call in this thread."""
+        self._running[_thread()] = given
+
+    def end(self) -> None:
+        """End it."""
+        del self._running[_thread()]
 
     def enrich(self, adapter: FusionAdapter, hidden: Tensor, given: _Given) -> Tensor:
         """Give an adapter what it declares."""
@@ -158,6 +175,11 @@ class _Call:
         return cast(
             Tensor, adapter(hidden, features, mask=given.mask, masks=masks, present=present)
         )
+
+
+def _thread() -> int:
+    # While tracing one call is looked at, and what it brings becomes an input of the graph.
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class _Hook:
@@ -205,6 +227,13 @@ def _check_adapters(host: object, adapters: object) -> dict[str, int]:
             f"got {cast(object, adapters)!r}."
         )
     known = dict(cast("Iterator[tuple[str, nn.Module]]", host.named_modules()))
+    for name, layer in known.items():
+        hooks = cast("Mapping[int, object]", layer._forward_hooks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        if any(isinstance(hook, _Hook) for hook in hooks.values()):
+            raise ValueError(
+                f"{OWNER}: expected `host` without adapters, got some behind its layer {name!r}. "
+                "Give all adapters to one AdaptedModel, or take the first ones off with `remove()`."
+            )
     declared: dict[str, int] = {}
     for name, adapter in cast("Mapping[Any, object]", adapters).items():
         if not isinstance(adapter, FusionAdapter):

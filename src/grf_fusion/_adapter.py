@@ -15,7 +15,6 @@ from grf_fusion._masks import as_mask, fill_masked, masked_mean, none_if_full, u
 from grf_fusion._options import Modalities, check_modalities
 from grf_fusion._receive import Received, add_positions, make_projections, project_all
 from grf_fusion._shapes import (
-    ShapeError,
     expect_floating,
     expect_shape,
     expect_size,
@@ -198,11 +197,6 @@ class FusionAdapter(nn.Module):
 
     def _check(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
         expect_tensor(OWNER, "hidden", hidden)
-        if hidden.is_nested:
-            raise ShapeError(
-                f"{OWNER}: expected `hidden` to be a dense tensor, got a nested one. Build "
-                "`torch.nn.TransformerEncoder` with enable_nested_tensor=False."
-            )
         axes = {"batch": None, "time": None, "dim": self.embed_dim}
         expect_shape(OWNER, "hidden", hidden, axes)
         expect_steps(OWNER, "hidden", hidden)

@@ -10,7 +10,7 @@ from grf_fusion._attention import AttentionWeights
 from grf_fusion._feedforward import ACTIVATIONS
 from grf_fusion._layer import DecoderLayer, run_layers
 from grf_fusion._layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._masks import as_mask, fill_masked, none_if_full
+from grf_fusion._masks import as_mask, can_read, fill_masked, none_if_full
 from grf_fusion._shapes import (
     expect_choice,
     expect_flag,
@@ -292,6 +292,8 @@ class SymmetricCrossAttentionBlock(nn.Module):
         if torch.compiler.is_compiling():
             return False
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
+        if not all(mask is None or can_read(mask) for mask in masks):
+            return False
         return worth_packing(masks, packing=self.packing)
 
     @override

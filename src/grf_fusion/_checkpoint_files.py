@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 LOADER = "load_checkpoint"
 FORMAT = "grf-fusion 1"
-PARTS = {"format", "orders", "state_dict"}
+PARTS = {"format", "orders", "num_heads", "state_dict"}
 
 
 def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
-    """Save a module's parameters, and the order of its modalities, for `load_checkpoint`.
+    """Save a module's parameters, and what no shape tells, for `load_checkpoint`.
+
+    That is the order of its modalities and the number of its heads.
 
     Args:
         module: Any module, ours or one with ours inside.
@@ -29,21 +31,22 @@ def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
         ...     save_checkpoint(fusion, f"{folder}/fusion.pt")
         ...     load_checkpoint(fusion, f"{folder}/fusion.pt")
     """
-    content = {"format": FORMAT, "orders": _orders(module), "state_dict": module.state_dict()}
-    torch.save(content, path)
+    told = {"format": FORMAT, "orders": _orders(module), "num_heads": _num_heads(module)}
+    torch.save(told | {"state_dict": module.state_dict()}, path)
 
 
 def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
     """Load what `save_checkpoint` has saved, or change nothing.
 
     Everything is checked before the first parameter is written, unlike in
-    `torch.nn.Module.load_state_dict`: names, shapes, dtypes, and the order of the modalities, which
-    no name and no shape tells. The file is read with ``weights_only=True``, so it can run no code.
+    `torch.nn.Module.load_state_dict`: names, shapes, dtypes, and the order of the modalities and
+    the number of heads, which no name and no shape tells. The file is read with
+    ``weights_only=True``, so it can run no code.
 
     Args:
         module: A module of the same build; its parameters keep dtype and device.
         path: File to read: of `save_checkpoint`, or of ``torch.save(module.state_dict(), path)``,
-            which holds no order.
+            which holds neither order nor heads.
 
     Raises:
         ValueError: If the file is damaged or no checkpoint, or does not fit the module, which is
@@ -68,6 +71,11 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
                 f"{LOADER}: expected `module` to declare modalities in the order of the "
                 f"checkpoint, {saved['orders']}, got {_orders(module)}."
             )
+        if saved["num_heads"] != _num_heads(module):
+            raise ValueError(
+                f"{LOADER}: expected `module` to have as many heads as the checkpoint, "
+                f"{saved['num_heads']}, got {_num_heads(module)}."
+            )
         content = saved["state_dict"]
     module.load_state_dict(_check_state(module, cast(object, content)), strict=True)
 
@@ -91,6 +99,16 @@ def _orders(module: nn.Module) -> dict[str, list[str]]:
         declared: object = getattr(part, "modalities", None)
         if isinstance(declared, Mapping):
             found[name] = [str(key) for key in cast("Mapping[object, object]", declared)]
+    return found
+
+
+def _num_heads(module: nn.Module) -> dict[str, int]:
+    """Return the number of attention heads by the name of the module that has them."""
+    found: dict[str, int] = {}
+    for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
+        heads: object = getattr(part, "num_heads", None)
+        if isinstance(heads, int):
+            found[name] = heads
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._eager import Formula, is_plain_call
+from grf_fusion._eager import Formula, is_plain_call, is_untouched
 
 # Entries that are worked on at a time: with a few such buffers a processor's cache is well used.
 TILE = 2**17
@@ -51,7 +51,7 @@ def draw_seed() -> int:
 
 def drop(dropout: nn.Dropout, values: Tensor, residual: Tensor | None = None) -> Tensor:
     """Return ``residual + dropout(values)``, without a residual ``dropout(values)``."""
-    if type(dropout) is nn.Dropout:
+    if type(dropout) is nn.Dropout and is_untouched(dropout):
         if not dropout.training or dropout.p == 0.0:
             return values if residual is None else residual + values
         if is_plain_call(values, fewest=FEW):

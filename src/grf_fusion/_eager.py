@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+OF_ALL_MODULES = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+
 
 class Formula(torch.autograd.Function):
     """A function with a gradient of its own; `call` is its `apply` with a type."""
@@ -32,7 +39,7 @@ def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not is_transformed()
-        and not torch.jit.is_tracing()
+        and not is_recorded()
     )
 
 
@@ -47,15 +54,39 @@ def is_transformed() -> bool:
     )
 
 
+def is_batched(x: Tensor) -> bool:
+    """Whether an entry stands for many, as `torch.vmap` has it."""
+    return cast(bool, torch._C._functorch.is_batchedtensor(x))  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_recorded() -> bool:
+    """Whether `torch.jit.trace` or the old ONNX exporter writes down what is computed."""
+    return torch.jit.is_tracing()
+
+
 def is_plain(*projections: nn.Module) -> bool:
     """Whether each is just its weight: not quantised, adapted, sharded or hooked by somebody."""
-    return all(
-        type(projection) is nn.Linear
-        and type(projection.weight) in (Tensor, nn.Parameter)
-        and not projection._forward_pre_hooks  # noqa: SLF001 (weight_norm sets the weight in one)
-        and not projection._forward_hooks  # noqa: SLF001
+    return is_untouched(*projections) and all(
+        type(projection) is nn.Linear and type(projection.weight) in (Tensor, nn.Parameter)
         for projection in projections
     )
+
+
+def is_untouched(*modules: nn.Module) -> bool:
+    """Whether calling each is just its class's ``forward``, so that it need not be called.
+
+    PyTorch has no public question for it.
+    """
+    # A pre-hook may be weight_norm's, which sets the weight. While tracing that is all that counts.
+    for module in modules:
+        if module._forward_pre_hooks or module._forward_hooks:  # noqa: SLF001
+            return False
+    if torch.compiler.is_compiling():
+        return True
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):  # noqa: SLF001
+            return False
+    return not any(bool(getattr(torch.nn.modules.module, name)) for name in OF_ALL_MODULES)
 
 
 def has_bias(*projections: nn.Linear) -> bool:
@@ -74,9 +105,12 @@ def once_more(
     For a backward pass whose own graph is wanted: the formula is written with PyTorch's operations,
     and computed again.
     """
-    needed = [tensor for tensor in saved if tensor.requires_grad]
+    # Of aliases: one saved tensor may have been computed from another, as where steps share their
+    # weights, and a path between them is none of this formula's.
+    aliases = [tensor.view_as(tensor) for tensor in saved]
+    needed = [alias for alias in aliases if alias.requires_grad]
     found = torch.autograd.grad(
-        formula(saved, options), needed, gradient, create_graph=True, allow_unused=True
+        formula(aliases, options), needed, gradient, create_graph=True, allow_unused=True
     )
     by_tensor = iter(found)
     return tuple(next(by_tensor) if tensor.requires_grad else None for tensor in saved)

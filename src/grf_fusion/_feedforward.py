@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._dropout import FEW, TILE, Keep, draw_seed, drop, spans
-from grf_fusion._eager import Formula, has_bias, is_plain, is_plain_call, once_more
+from grf_fusion._eager import Formula, has_bias, is_plain, is_plain_call, is_untouched, once_more
 
 aten = torch.ops.aten
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -32,6 +32,7 @@ def feedforward(
     if not (
         is_plain_call(x, fewest=FEW // 4)
         and type(dropout) is nn.Dropout
+        and is_untouched(dropout)
         and is_plain(linear1, linear2)
         and has_bias(linear1, linear2)
     ):

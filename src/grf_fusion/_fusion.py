@@ -514,11 +514,12 @@ class GatedRecurrentFusion(nn.Module):
         self.modalities[name] = dim
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, ready for JSON.
+        """Return the constructor's arguments, ready for JSON and YAML.
 
         Returns:
             A dictionary from which ``GatedRecurrentFusion(**config)`` builds the same module, with
-            fresh weights; added modalities included, ``device`` and ``dtype`` not.
+            fresh weights; added modalities included, ``device`` and ``dtype`` not. The modalities
+            are pairs, whose order survives a file that is written with sorted keys.
 
         Raises:
             ValueError: If ``block`` or ``unit`` was given, which no JSON can hold.
@@ -528,9 +529,8 @@ class GatedRecurrentFusion(nn.Module):
                 f"{OWNER}: expected no `block` or `unit` factory, which no JSON can hold, got one. "
                 "Keep the call that built the module instead."
             )
-        return {"modalities": dict(self.modalities)} | {
-            name: getattr(self, name) for name in SETTINGS
-        }
+        pairs = [[name, dim] for name, dim in self.modalities.items()]
+        return {"modalities": pairs} | {name: getattr(self, name) for name in SETTINGS}
 
     @override
     def extra_repr(self) -> str:

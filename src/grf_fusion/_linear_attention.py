@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from grf_fusion._attention import project, split_heads
 from grf_fusion._layout import Layout, Padded
+from grf_fusion._masks import WIDER
 
 # Below it a query reads nothing: all of its kernel values have vanished.
 SMALLEST = 1e-6
@@ -65,8 +66,21 @@ class LinearAttention(nn.Module):
         q, k = F.elu(q) + 1, keys.unpack(F.elu(k) + 1)
         padded = (queries.unpack(q), k, keys.unpack(v))
         q, k, v = (split_heads(x, self.head_dim).transpose(1, 2) for x in padded)
-        total = (q @ k.sum(dim=2).unsqueeze(-1)).clamp(min=SMALLEST)
-        read = q @ (k.transpose(2, 3) @ v) / total
-        weights = q @ k.transpose(2, 3) / total if need_weights else None
+        narrow, wide = q.dtype, WIDER.get(q.dtype)
+        if wide is None:
+            read, weights = _read(q, k, v, need_weights=need_weights)
+        else:
+            # Sums over some thousand steps are beyond float16.
+            with torch.autocast(q.device.type, enabled=False):
+                found = _read(q.to(wide), k.to(wide), v.to(wide), need_weights=need_weights)
+            read = found[0].to(narrow)
+            weights = None if found[1] is None else found[1].to(narrow)
         read = read.transpose(1, 2).flatten(-2)
         return self.out_proj(read if isinstance(queries, Padded) else queries.pack(read)), weights
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, *, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """Read with kernel values ``(batch, heads, time, head_dim)``, 0 in padding."""
+    total = (q @ k.sum(dim=2).unsqueeze(-1)).clamp(min=SMALLEST)
+    weights = q @ k.transpose(2, 3) / total if need_weights else None
+    return q @ (k.transpose(2, 3) @ v) / total, weights

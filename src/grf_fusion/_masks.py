@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from grf_fusion._eager import is_transformed
+from grf_fusion._eager import is_batched, is_recorded, is_transformed
 from grf_fusion._shapes import ShapeError, expect_same_device, expect_shape, expect_tensor
+
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
@@ -38,11 +40,12 @@ def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
         raise ShapeError(f"{owner}: expected `lengths` to hold integers, got {lengths.dtype}.")
     if isinstance(max_length, bool) or not isinstance(max_length, int | torch.SymInt):
         raise ShapeError(
-            f"{owner}: expected `max_length` to be an integer, got {type(max_length).__name__}."
+            f"{owner}: expected `max_length` to be an integer, got {type(max_length).__name__}. "
+            "Of a tensor take `int(lengths.max())`."
         )
     if max_length < 1:
         raise ShapeError(f"{owner}: expected `max_length` to be at least 1, got {max_length}.")
-    if _can_read(lengths) and bool(((lengths < 0) | (lengths > max_length)).any()):
+    if can_read(lengths) and bool(((lengths < 0) | (lengths > max_length)).any()):
         raise ShapeError(
             f"{owner}: expected `lengths` between 0 and max_length={max_length}, "
             f"got {int(lengths.min())} to {int(lengths.max())}."
@@ -80,7 +83,7 @@ def as_mask(
             f"got {mask.dtype}. A float mask may be a weight, a 0/1 flag or an additive bias of "
             "0/-inf, and the last two mean opposite things: pass `mask > 0.5` or `mask == 0`."
         )
-    if _can_read(mask) and bool(((mask != 0) & (mask != 1)).any()):
+    if can_read(mask) and bool(((mask != 0) & (mask != 1)).any()):
         raise ShapeError(
             f"{owner}: expected `{argument}` to hold only 0 and 1, "
             f"got values from {int(mask.min())} to {int(mask.max())}. "
@@ -110,12 +113,14 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean(dim=1)
     count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return fill_masked(values, mask).sum(dim=1) / count
+    # As `mean` does it: a sum of some thousand steps is beyond float16, their mean is not.
+    mean = fill_masked(values, mask).sum(dim=1, dtype=WIDER.get(values.dtype)) / count
+    return mean if mean.dtype == values.dtype else mean.to(values.dtype)
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:
     """Forget a mask that hides nothing, where looking costs nothing: on the CPU, not in a trace."""
-    if mask is None or not _can_read(mask) or mask.device.type != "cpu":
+    if mask is None or not can_read(mask) or mask.device.type != "cpu":
         return mask
     if type(mask) is not Tensor or is_transformed() or not bool(mask.all()):
         return mask
@@ -135,6 +140,8 @@ def _is_integer(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _can_read(tensor: Tensor) -> bool:
+def can_read(tensor: Tensor) -> bool:
     """Whether values can steer Python: not while tracing, nor on the meta device."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta)
+    return not (
+        torch.compiler.is_compiling() or tensor.is_meta or is_batched(tensor) or is_recorded()
+    )

@@ -50,7 +50,7 @@ def check_modalities(owner: str, modalities: object, *, fewest: int = 1) -> dict
     if declared is None:
         raise ValueError(
             f"{owner}: expected `modalities` to map names to feature sizes, as a mapping or as "
-            f"pairs, got {type(modalities).__name__}."
+            f"pairs, got {type(modalities).__name__}. Write {{'text': 768, 'image': 1024}}."
         )
     if not declared:
         raise ValueError(f"{owner}: expected `modalities` to name at least one modality, got none.")

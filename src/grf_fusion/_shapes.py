@@ -38,6 +38,12 @@ def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a torch.Tensor, got {type(value).__name__}."
         )
+    if value.is_nested:
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to be a dense tensor, got a nested one. Pad it with "
+            "`torch.nested.to_padded_tensor` and give a mask; "
+            "`torch.nn.TransformerEncoder` returns none with enable_nested_tensor=False."
+        )
     if value.layout != torch.strided:
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a dense tensor, got layout {value.layout}. "

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from grf_fusion._masks import as_mask
@@ -17,7 +18,8 @@ from grf_fusion._shapes import (
 class FusionState(NamedTuple):
     """What a `GatedRecurrentFusion` knows after some modalities.
 
-    Only tensors: it can be moved, saved, sliced along ``batch``, exported and cached.
+    Only tensors: it can be saved, sliced along ``batch``, exported and cached, and
+    ``FusionState(*(part.to(device) for part in state))`` moves it.
 
     Attributes:
         context: ``(batch, dim)``, or ``(batch, time, dim)`` while the context is a sequence.
@@ -53,6 +55,10 @@ class FusionTrace(NamedTuple):
     order: tuple[str, ...]
     time_gates: Tensor | None = None
     time_mask: Tensor | None = None
+
+
+# `torch.load` otherwise refuses them by default, as it does whatever it does not know.
+torch.serialization.add_safe_globals([FusionState, FusionTrace])  # pyright: ignore[reportUnknownMemberType]
 
 
 def check_state(
