@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> Results:
         # The C library reads these when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP)  # noqa: S606
     torch.set_num_threads(args.threads)
+    torch.backends.mha.set_fastpath_enabled(not args.no_fast_path)
     if args.device == "cpu":
         # An allocation beyond it fails, and the contestant is skipped, before the system kills us.
         limit = int(args.memory * 2**30)
@@ -233,7 +234,7 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
         "load average at start": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         "date": time.strftime("%Y-%m-%d"),
         "sizes": "quick, for a trial" if args.quick else "full",
-    }
+    } | ({"fast path of nn.MultiheadAttention": "off"} if args.no_fast_path else {})
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -267,6 +268,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         choices=("default", "keep"),
         default="default",
         help="keep: malloc never returns memory to the system",
+    )
+    add(
+        "--no-fast-path",
+        action="store_true",
+        help="inference without PyTorch's fast path of nn.MultiheadAttention, which is often slower",
     )
     add("--compile", action="store_true", help="compile ours on A to C instead; takes long")
     add("--quick", action="store_true", help="small sizes, for a trial run")

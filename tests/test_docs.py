@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,23 @@ def test_page_runs(
     code = compile("\n".join(BLOCK.findall(PAGES[page])), page, "exec")
     exec(code, {"__name__": "page"})  # noqa: S102 - the code is our own
     assert unsaid(said(PAGES[page]), capsys.readouterr().out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.uncovered
+def test_the_classifier_scores_what_its_table_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = PAGES["tutorials/classifier.md"]
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec("\n".join(BLOCK.findall(page.partition("## 5.")[0])), namespace)  # noqa: S102 - the code is our own
+    rows = re.findall(r"^\| ([a-z, ]+) \| (0\.\d\d) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for given, said in rows:
+        names = ("text", "image", "audio") if given == "all three" else given.split(", ")
+        # Another processor rounds otherwise, and a training carries that on.
+        assert abs(namespace["accuracy"](*names) - float(said)) < 0.04, given
 
 
 def test_pages_are_found() -> None:
