@@ -226,15 +226,19 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
     }
     device = torch.cuda.get_device_name() if args.device != "cpu" else processor
     kept = not os.environ.items().isdisjoint(KEEP.items())
-    return installed | {
-        "python": platform.python_version(),
-        "device": device,
-        "threads": str(args.threads),
-        "allocator": "keeps memory" if kept else "default",
-        "load average at start": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "date": time.strftime("%Y-%m-%d"),
-        "sizes": "quick, for a trial" if args.quick else "full",
-    } | ({"fast path of nn.MultiheadAttention": "off"} if args.no_fast_path else {})
+    return (
+        installed
+        | {
+            "python": platform.python_version(),
+            "device": device,
+            "threads": str(args.threads),
+            "allocator": "keeps memory" if kept else "default",
+            "load average at start": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+            "date": time.strftime("%Y-%m-%d"),
+            "sizes": "quick, for a trial" if args.quick else "full",
+        }
+        | ({"fast path of nn.MultiheadAttention": "off"} if args.no_fast_path else {})
+    )
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

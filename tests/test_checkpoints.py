@@ -267,6 +267,18 @@ def test_reason_is_the_first_line_of_what_pytorch_says(
     assert given == {"map_location": "cpu", "weights_only": True}
 
 
+def test_checkpoints_of_the_first_version_load(tmp_path: Path) -> None:
+    """They hold no heads."""
+    fusion, other = make_fusion(), make_fusion()
+    randomise(fusion, seed=1)
+    save_checkpoint(fusion, tmp_path / "fusion.pt")
+    content = torch.load(tmp_path / "fusion.pt", weights_only=True)
+    del content["num_heads"]
+    torch.save(content, tmp_path / "fusion.pt")
+    load_checkpoint(other, tmp_path / "fusion.pt")
+    assert_same_bits(state_of(other), state_of(fusion))
+
+
 def test_what_is_saved_is_a_dictionary_of_four(tmp_path: Path) -> None:
     fusion = make_fusion()
     save_checkpoint(fusion, tmp_path / "fusion.pt")

@@ -385,6 +385,12 @@ def test_a_long_sample_is_the_same_alone_and_padded_in_half_precision(
         torch.testing.assert_close(together[sample], alone[0], rtol=0.03, atol=0.03)
 
 
+def test_half_precision_without_values() -> None:
+    fusion = LONG["linear"]({"text": 5}, embed_dim=15, dtype=torch.float16, device="meta")
+    given = torch.empty(2, 7, 5, dtype=torch.float16, device="meta")
+    assert fusion({"text": given}).shape == (2, 15)
+
+
 # Samples one by one
 
 

@@ -254,6 +254,15 @@ def test_packed_baseline_equals_padded(
     assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize("form", list(BASELINES))
+def test_a_packed_baseline_with_another_default_device(form: str) -> None:
+    fusion, features = BASELINES[form](), {"text": torch.randn(2, 7, 5).double()}
+    masks = {"text": mask_from_lengths(torch.tensor([7, 2]), 7)}
+    expected = fusion(features, masks=masks)
+    with torch.device("meta"):
+        assert torch.equal(fusion(features, masks=masks), expected)
+
+
 def test_a_mask_that_hides_nothing_changes_no_bit() -> None:
     context, modality = torch.randn(3, 5, DIM).double(), torch.randn(3, 11, DIM).double()
     masks = {"context_mask": torch.ones(3, 5).bool(), "modality_mask": torch.ones(3, 11).bool()}

@@ -61,7 +61,8 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
                 f"{LOADER}: expected `path` to be of format {FORMAT!r}, got {saved['format']!r}. "
                 "Update grf-fusion."
             )
-        if set(saved) != PARTS:
+        # Version 0.1.0 did not write the heads.
+        if set(saved) | {"num_heads"} != PARTS:
             raise ValueError(
                 f"{LOADER}: expected `path` to hold {sorted(PARTS)}, as `save_checkpoint` writes "
                 f"it, got {list(saved)}."
@@ -71,7 +72,7 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
                 f"{LOADER}: expected `module` to declare modalities in the order of the "
                 f"checkpoint, {saved['orders']}, got {_orders(module)}."
             )
-        if saved["num_heads"] != _num_heads(module):
+        if saved.get("num_heads", _num_heads(module)) != _num_heads(module):
             raise ValueError(
                 f"{LOADER}: expected `module` to have as many heads as the checkpoint, "
                 f"{saved['num_heads']}, got {_num_heads(module)}."

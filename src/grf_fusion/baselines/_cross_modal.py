@@ -194,7 +194,9 @@ def _own_memories(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterato
 def _shared_memory(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
     """Give each modality all steps, real ones first, and hide its own."""
     steps, real = join(encoded, masked)
-    owner = torch.cat([torch.full((x.shape[1],), k) for k, x in enumerate(encoded)])
+    owner = torch.cat(
+        [torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(encoded)]
+    )
     steps, real, order = real_first(steps, cast(Tensor, real))
     for k in range(len(encoded)):
         yield steps, real & (owner[order] != k)
