@@ -276,7 +276,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--no-fast-path",
         action="store_true",
-        help="inference without PyTorch's fast path of nn.MultiheadAttention, which is often slower",
+        help="inference without the fast path of nn.MultiheadAttention",
     )
     add("--compile", action="store_true", help="compile ours on A to C instead; takes long")
     add("--quick", action="store_true", help="small sizes, for a trial run")

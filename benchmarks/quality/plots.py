@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.quality.methods import GRF
 from benchmarks.quality.report import summarise
@@ -63,6 +63,7 @@ def _missing(axis: Axes, summary: Mapping[str, Any]) -> None:
             gone, means, halves, label=row["name"], markersize=4, linestyle=dashes, **style
         )
     axis.set(xlabel="modalities missing at test time", ylabel=_metric(summary))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(visible=True, alpha=0.3)
 
 
@@ -90,7 +91,9 @@ def _orders(axis: Axes, summary: Mapping[str, Any]) -> None:
 
 def _time(axis: Axes, summary: Mapping[str, Any]) -> None:
     metric = _metric(summary)
+    # With one thing changed ours would be a cloud of points of the same place.
     timed = [row for row in summary["rows"] if isinstance(row["costs"].get("training"), dict)]
+    timed = [row for row in timed if row["group"] != "ablation"]
     times = {row["name"]: 1e3 * row["costs"]["training"]["median"] for row in timed}
     # A name stands on the side where there is room.
     middle = math.sqrt(min(times.values()) * max(times.values())) if times else 1.0
