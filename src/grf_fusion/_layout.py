@@ -229,6 +229,10 @@ def _place(
 def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Put the real steps of each sample first and cut off what is padding of all.
 
+    Args:
+        steps: ``(batch, time, dim)``.
+        mask: ``(batch, time)`` bool: real steps.
+
     Returns:
         The steps, their mask, and where each stood, ``(batch, time)``.
     """
