@@ -32,7 +32,7 @@ def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not is_transformed()
-        and not is_recorded()
+        and not torch.jit.is_tracing()
     )
 
 
@@ -50,11 +50,6 @@ def is_transformed() -> bool:
 def is_batched(x: Tensor) -> bool:
     """Whether an entry stands for many, as `torch.vmap` has it."""
     return cast(bool, torch._C._functorch.is_batchedtensor(x))  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def is_recorded() -> bool:
-    """Whether `torch.jit.trace` or the old ONNX exporter writes down what is computed."""
-    return torch.jit.is_tracing()
 
 
 def is_plain(*projections: nn.Module) -> bool:

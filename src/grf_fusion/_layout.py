@@ -246,8 +246,9 @@ def worth_packing(masks: Sequence[Tensor | None], *, packing: bool | Literal["au
     """Whether enough of the steps is padding, or the user says so."""
     given = [mask for mask in masks if mask is not None]
     if packing != "auto":
-        return packing and not any(mask.is_meta for mask in given)
-    if any(mask.device.type != "cpu" for mask in given):
-        return False
-    real = sum(int(mask.sum()) for mask in given)
-    return real < (1 - WORTH_PACKING) * sum(mask.numel() for mask in given)
+        return packing
+    # Elsewhere to ask is to wait.
+    return all(mask.device.type == "cpu" for mask in given) and (
+        sum(int(mask.sum()) for mask in given)
+        < (1 - WORTH_PACKING) * sum(mask.numel() for mask in given)
+    )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from grf_fusion._eager import is_batched, is_recorded, is_transformed
+from grf_fusion._eager import is_batched, is_transformed
 from grf_fusion._shapes import ShapeError, expect_same_device, expect_shape, expect_tensor
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -142,6 +142,5 @@ def _is_integer(tensor: Tensor) -> bool:
 
 def can_read(tensor: Tensor) -> bool:
     """Whether values can steer Python: not while tracing, nor on the meta device."""
-    return not (
-        torch.compiler.is_compiling() or tensor.is_meta or is_batched(tensor) or is_recorded()
-    )
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return not (tracing or tensor.is_meta or is_batched(tensor))
