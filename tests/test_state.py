@@ -1,12 +1,27 @@
 """What becomes of a state that fits: the same tensors, with masks as bool."""
 
+import io
 from typing import Any
 
 import pytest
 import torch
 
-from grf_fusion import FusionState
+from grf_fusion import FusionState, FusionTrace, GatedRecurrentFusion
 from grf_fusion._state import check_state
+
+
+def test_a_trace_can_be_saved() -> None:
+    """As `torch.load` reads by default: it runs no code."""
+    fusion = GatedRecurrentFusion({"text": 3, "audio": 2}, embed_dim=4, num_heads=2)
+    _, trace = fusion({"text": torch.randn(2, 5, 3)}, return_trace=True)
+    trace = trace._replace(contexts=trace.contexts.detach(), gates=trace.gates.detach())
+    file = io.BytesIO()
+    torch.save(trace, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=True)
+    assert type(again) is FusionTrace
+    assert again.order == trace.order
+    assert all(torch.equal(a, b) for a, b in zip(again[:3], trace[:3], strict=True))
 
 
 @pytest.mark.parametrize(

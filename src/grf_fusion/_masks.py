@@ -141,6 +141,6 @@ def _is_integer(tensor: Tensor) -> bool:
 
 
 def can_read(tensor: Tensor) -> bool:
-    """Whether values can steer Python: not while tracing, nor on the meta device."""
+    """Whether values can steer Python: not while tracing, on the meta device or under vmap."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     return not (tracing or tensor.is_meta or is_batched(tensor))
