@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from distributed_worker import FORMS
@@ -21,6 +22,9 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 EXAMPLE = WORKER.parents[1] / "examples" / "distributed.py"
 # Far more than it takes: what comes near it hangs.
 SECONDS = 240
+# Without it FSDP2 stops at its first step, whatever the model: in PyTorch 2.6 it is for GPUs alone.
+SHARDS_ON_CPUS = hasattr(torch.cpu.Stream, "record_event")
+ENGINES = ("ddp", "fsdp", "tensor parallel") if SHARDS_ON_CPUS else ("ddp", "tensor parallel")
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +51,10 @@ def run(cases: str, processes: int, folder: Path, *forms: str) -> None:
 # All in one launch: to start processes takes longer than what they do.
 @pytest.mark.parametrize(("processes", "forms"), [(2, FORMS), (4, list(FORMS)[:2])])
 def test_same_losses_as_one_process(processes: int, forms: Iterable[str], tmp_path: Path) -> None:
-    run("ddp,fsdp,tensor parallel", processes, tmp_path, *forms)
+    run(",".join(ENGINES), processes, tmp_path, *forms)
 
 
+@pytest.mark.skipif(not SHARDS_ON_CPUS, reason="FSDP2 of this PyTorch does not run on CPUs")
 def test_checkpoint_of_four_processes_loads_on_two_and_on_one(tmp_path: Path) -> None:
     form = "learned, own weights"
     run("save", 4, tmp_path, form)
