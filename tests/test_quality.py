@@ -34,8 +34,10 @@ from benchmarks.quality.data import (
 )
 from benchmarks.quality.methods import (
     ABLATIONS,
+    CROSS,
     GRF,
     MODES,
+    TAKEN_AWAY,
     Method,
     Size,
     Training,
@@ -46,9 +48,10 @@ from benchmarks.quality.methods import (
 )
 from benchmarks.quality.store import Store, method_key
 from benchmarks.quality.synthetic import synthetic
+from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
 from benchmarks.quality.train import Learner, Network, build, evaluate, keep, refit, train
-from grf_fusion import GatedRecurrentFusion
-from grf_fusion.baselines import MulT
+from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
+from grf_fusion.baselines import CrossModalAttentionFusion, MulT
 
 PARTS = ("train", "validation", "test")
 
@@ -537,6 +540,7 @@ def test_methods_are_told_apart_and_have_equal_trials():
     # One thing changed, in which order, or read alone: these take the settings of ours.
     ours = {m.group for m in known.values() if m.tuned_as == GRF}
     assert ours == {"order", "ablation", "single"}
+    assert {m.group for m in known.values() if m.tuned_as == CROSS} == {"rival"}
     assert {m.group for m in known.values() if m.tuned_as is None} == {
         *("reference", "baseline", "grf"),
     }
@@ -547,6 +551,108 @@ def test_every_ablation_differs_from_ours():
     for change in (ABLATIONS | MODES).values():
         assert any(methods(synthetic())[GRF].options.get(k) != v for k, v in change.items())
         assert isinstance(grf(opening="first")(Size(modalities, 8, 0.0)), GatedRecurrentFusion)
+
+
+WIDTHS = {"a": 3, "b": 5, "c": 2}
+
+
+def three_modalities(gone: str | None = None):
+    """Everything unaligned and padded; some samples lack some, and all of them one."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = {"a": [4, 1, 3, 2], "b": [2, 5, 1, 3], "c": [1, 1, 2, 2]}
+    masks = {n: torch.arange(5) < torch.tensor(long)[:, None] for n, long in lengths.items()}
+    drawn = {n: torch.randn(4, 5, width, generator=generator) for n, width in WIDTHS.items()}
+    features = {n: (x * masks[n][..., None]).double() for n, x in drawn.items()}
+    present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0]]).bool()
+    if gone is not None:
+        del features[gone], masks[gone]
+        present[:, list(WIDTHS).index(gone)] = False
+    return {"features": features, "masks": masks, "present": present}
+
+
+def cross_modal(without=None) -> CrossModal:
+    torch.manual_seed(1)
+    return CrossModal(WIDTHS, embed_dim=8, num_heads=2, without=without).double()
+
+
+@pytest.mark.parametrize("gone", [None, *WIDTHS])
+def test_cross_modal_attention_in_parts_is_the_librarys(gone):
+    library = CrossModalAttentionFusion(WIDTHS, embed_dim=8, num_heads=2, dtype=torch.float64)
+    ours, weights = cross_modal(), library.state_dict()
+    for name in WIDTHS:
+        own, theirs = ours.attentions[name], library.attentions[name]
+        parts = theirs.q_proj, theirs.k_proj, theirs.v_proj
+        zero = torch.zeros(8)
+        biases = [zero if part.bias is None else part.bias for part in parts]
+        with torch.no_grad():
+            own.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+            own.in_proj_bias.copy_(torch.cat(biases))
+        own.out_proj.load_state_dict(theirs.out_proj.state_dict())
+    rest = {key: value for key, value in weights.items() if not key.startswith("attentions.")}
+    _, unexpected = ours.load_state_dict(rest, strict=False)
+    assert not unexpected
+    call = three_modalities(gone)
+    # The positions of this one are float32.
+    torch.testing.assert_close(ours(**call), library(**call), rtol=0, atol=1e-6)
+
+
+def test_what_is_taken_away_is_gone():
+    call = three_modalities()
+    complete = cross_modal()
+    shared = cross_modal("own weights")
+    assert len(list(complete.attentions.parameters())) == 3 * len(
+        list(shared.attentions.parameters())
+    )
+    assert cross_modal("slots").mix.in_features == 8
+    means = cross_modal("tokens")
+    means.load_state_dict(complete.state_dict())
+    assert not torch.allclose(means(**call), complete(**call))
+    # Who asks by a mean of one step asks as that step does.
+    single = {n: x[:, :1] for n, x in call["features"].items()}
+    call |= {"features": single, "masks": {n: m[:, :1] for n, m in call["masks"].items()}}
+    torch.testing.assert_close(means(**call), complete(**call), rtol=0, atol=1e-12)
+    slots = cross_modal("slots")
+    slots.mix.weight.data.copy_(torch.eye(8))
+    slots.mix.bias.data.zero_()
+    complete.load_state_dict(slots.state_dict() | {"mix.weight": torch.eye(8).repeat(1, 3)})
+    torch.testing.assert_close(3 * slots(**call), complete(**call), rtol=0, atol=1e-12)
+
+
+def test_all_contexts_are_read():
+    torch.manual_seed(0)
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=8, num_heads=2, dtype=torch.float64)
+    every, call = EveryContext(fusion).double(), three_modalities()
+    _, trace = fusion(
+        call["features"], masks=call["masks"], present=call["present"], return_trace=True
+    )
+    last = trace.contexts[:, -1]
+    with torch.no_grad():
+        every.mix.weight.copy_(torch.eye(8).repeat(1, 3))
+        every.mix.bias.zero_()
+    torch.testing.assert_close(every(**call), trace.contexts.sum(dim=1), rtol=0, atol=1e-12)
+    assert not torch.allclose(every(**call), last)
+
+
+def test_an_update_is_scaled():
+    torch.manual_seed(0)
+    scaled = ScaledUpdate(8, factor=0.3, gate_bias=-1.5)
+    plain = GatedFusionUnit(8, norm=False, gate_bias=-1.5)
+    plain.load_state_dict(scaled.state_dict())
+    state, update = torch.randn(2, 5, 8)
+    assert torch.equal(scaled(state, update), plain(state, 0.3 * update))
+    _, gate = scaled(state, update, return_gate=True)
+    assert torch.equal(gate, plain(state, 0.3 * update, return_gate=True)[1])
+
+
+def test_what_is_taken_apart_is_built_as_named():
+    size = Size(WIDTHS, 8, 0.1)
+    known = methods(synthetic())
+    for said, part in TAKEN_AWAY.items():
+        assert known[f"{CROSS}, {said}"].build(size).without == part
+    assert isinstance(known["GRF, all contexts read"].build(size), EveryContext)
+    unit = known["GRF, updates scaled by .3"].build(size).unit
+    assert unit.factor == 0.3
+    assert unit.gate_bias == GatedRecurrentFusion(WIDTHS, embed_dim=8, num_heads=2).unit.gate_bias
 
 
 def test_orders_are_permutations_the_declared_first():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.quality.run import Job, Settings
 
 REPEATS, FEW_REPEATS, LIMIT = 11, 3, 60.0
-TIMED = ("baseline", "grf", "ablation")
+TIMED = ("baseline", "grf", "ablation", "rival")
 # Weight, gradient and AdamW's two moments, float32.
 BYTES_A_PARAMETER = 16
 MEMORY_LAYERS = 3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks.quality.data import Dataset
 from benchmarks.quality.model import AlignedConcat, ConcatUnit
+from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
 from grf_fusion import GatedRecurrentFusion
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, MulT, WeightedSumFusion
 
@@ -28,11 +30,13 @@ MANY_PARAMETERS = 5_000_000
 MOST_MINUTES = 60
 
 GRF = "GRF"
+CROSS = "cross-modal attention"
 GROUPS = {
     "reference": "Classical, on summaries",
     "baseline": "Baselines",
     "grf": "GRF and its modes",
     "ablation": "GRF, one thing changed",
+    "rival": "Cross-modal attention, one thing taken away",
     "single": "Each modality alone",
     "order": "GRF in other orders",
 }
@@ -103,16 +107,23 @@ class Method:
 
 
 def grf(**options: object) -> Builder:
-    """Return a builder of ours; options go to `GatedRecurrentFusion`, `unit` to us."""
+    """Return a builder of ours; options go to `GatedRecurrentFusion`.
+
+    To us goes `unit`, ``"concat"`` or the factor by which updates are scaled, and
+    ``"every context"``.
+    """
     given = dict(options)
-    unit = given.pop("unit", None)
+    unit, every = given.pop("unit", None), given.pop("every context", False)
     dropout = given.pop("dropout", 0.0)
 
     def build(size: Size) -> nn.Module:
         factory = None
         if unit == "concat":
             factory = lambda: ConcatUnit(size.width, dropout=dropout)  # noqa: E731
-        return GatedRecurrentFusion(
+        elif unit is not None:
+            bias = -math.log(len(size.modalities))
+            factory = lambda: ScaledUpdate(size.width, factor=unit, gate_bias=bias)  # noqa: E731
+        fusion = GatedRecurrentFusion(
             size.modalities,
             embed_dim=size.width,
             num_heads=heads(size.width),
@@ -120,6 +131,7 @@ def grf(**options: object) -> Builder:
             unit=factory,
             **given,
         )
+        return EveryContext(fusion) if every else fusion
 
     return build
 
@@ -157,6 +169,14 @@ def _cross(size: Size) -> nn.Module:
     return CrossModalAttentionFusion(size.modalities, embed_dim=size.width, **options)
 
 
+def _cross_without(part: str) -> Builder:
+    def build(size: Size) -> nn.Module:
+        options = {"num_heads": heads(size.width), "dropout": size.dropout, "without": part}
+        return CrossModal(size.modalities, embed_dim=size.width, **options)
+
+    return build
+
+
 def _sum(weights: str) -> Builder:
     def build(size: Size) -> nn.Module:
         given = dict.fromkeys(size.modalities, 1.0) if weights == "equal" else weights
@@ -180,7 +200,7 @@ BASELINES: dict[str, tuple[Builder, int]] = {
     "weighted sum, equal": (_sum("equal"), 1),
     "weighted sum, sigmoid": (_sum("sigmoid"), 1),
     "weighted sum, softmax": (_sum("softmax"), 1),
-    "cross-modal attention": (_cross, 1),
+    CROSS: (_cross, 1),
     "contrastive alignment + concatenation": (_aligned, 2),
     "MulT": (mult, 2),
 }
@@ -207,6 +227,14 @@ ABLATIONS: dict[str, dict[str, object]] = {
         "gate_bias": "chrono",
     },
     "GRF, dropout in the block": {"dropout": DROPOUT},
+    "GRF, updates scaled by .3": {"unit": 0.3},
+    "GRF, updates halved": {"unit": 0.5},
+    "GRF, all contexts read": {"every context": True},
+}
+TAKEN_AWAY = {
+    "shared weights": "own weights",
+    "means ask": "tokens",
+    "a mean for the concatenation": "slots",
 }
 OTHER_DROPOUT = {"no modality dropout": 0.0, "modality dropout .3": 0.3}
 TRAININGS: dict[str, Training] = {
@@ -246,6 +274,10 @@ def methods(dataset: Dataset) -> dict[str, Method]:
     for name, training in TRAININGS.items():
         kinds = ("classes", "binary") if training.modulation else Method.kinds
         found.append(_ours(name, "ablation", {}, training, kinds=kinds, **like))
+    for said, part in TAKEN_AWAY.items():
+        name, without = f"{CROSS}, {said}", {"without": part}
+        build = _cross_without(part)
+        found.append(Method(name, "rival", build, without, tuned_as=CROSS))
     for name in dataset.modalities:
         found.append(_ours(f"alone: {name}", "single", {}, Training(0), only=name, **like))
     for k in range(1, len(orders(list(dataset.modalities)))):

@@ -93,7 +93,7 @@ def _time(axis: Axes, summary: Mapping[str, Any]) -> None:
     metric = _metric(summary)
     # With one thing changed ours would be a cloud of points of the same place.
     timed = [row for row in summary["rows"] if isinstance(row["costs"].get("training"), dict)]
-    timed = [row for row in timed if row["group"] != "ablation"]
+    timed = [row for row in timed if row["group"] not in ("ablation", "rival")]
     times = {row["name"]: 1e3 * row["costs"]["training"]["median"] for row in timed}
     # A name stands on the side where there is room.
     middle = math.sqrt(min(times.values()) * max(times.values())) if times else 1.0

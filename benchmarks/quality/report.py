@@ -13,7 +13,7 @@ from benchmarks.quality.metrics import COLUMNS, interval
 from benchmarks.quality.run import choose, of_dataset
 from benchmarks.quality.store import Record, Store
 
-FULL = ("reference", "baseline", "grf", "ablation")
+FULL = ("reference", "baseline", "grf", "ablation", "rival")
 HEAD = (
     "Mean over seeds ± half the width of its 95 % interval (Student). Learning rate and width were "
     "chosen on validation with seed 0, which is not among the seeds that are shown."
@@ -194,8 +194,9 @@ def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{len(about['modalities'])} modalities, {100 * about['absent']:.1f} % absent in train; "
         f"{sizes} samples to train, validate and test on; {len(budget['trials'])} trials a method "
-        "(single modalities, other orders and GRF with one thing changed take the settings that "
-        f"GRF's chose), at most {budget['epochs']} epochs; chosen by {task.primary}."
+        "(single modalities, other orders and what has one thing changed or taken away take the "
+        f"settings of the method that they are made of), at most {budget['epochs']} epochs; "
+        f"chosen by {task.primary}."
         + (REFIT if budget["refit"] else "")
         + (f" {100 * budget['drop_steps']:.0f} {DROP}" if budget["drop_steps"] else "")
     )
