@@ -599,14 +599,24 @@ def test_cross_modal_attention_in_parts_is_the_librarys(gone):
 def test_what_is_taken_away_is_gone():
     call = three_modalities()
     complete = cross_modal()
-    shared = cross_modal("own weights")
-    assert len(list(complete.attentions.parameters())) == 3 * len(
-        list(shared.attentions.parameters())
-    )
+    shared = cross_modal("own weights").state_dict()
+    spread = {k.replace(".all.", f".{n}."): v for k, v in shared.items() for n in WIDTHS}
+    assert len(shared) < len(spread)
+    complete.load_state_dict(spread)
+    found = complete(**call)
+    torch.testing.assert_close(cross_modal("own weights")(**call), found, rtol=0, atol=1e-12)
     assert cross_modal("slots").mix.in_features == 8
     means = cross_modal("tokens")
     means.load_state_dict(complete.state_dict())
+    asked: list[torch.Tensor] = []
+    for name in WIDTHS:
+        for module in (complete, means):
+            module.attentions[name].register_forward_pre_hook(lambda _, x: asked.append(x[0]))
     assert not torch.allclose(means(**call), complete(**call))
+    for k, name in enumerate(WIDTHS):
+        here, mask = call["present"][:, k], call["masks"][name][..., None]
+        mean = (asked[3 + k] * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(asked[k][here], mean[here], rtol=0, atol=1e-12)
     # Who asks by a mean of one step asks as that step does.
     single = {n: x[:, :1] for n, x in call["features"].items()}
     call |= {"features": single, "masks": {n: m[:, :1] for n, m in call["masks"].items()}}
