@@ -41,6 +41,22 @@ settings.register_profile(
 settings.load_profile("grf_fusion")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--sweep`."""
+    parser.addoption("--sweep", action="store_true", help="run all tests marked sweep, not a third")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out two of three sweeps, always the same ones, unless all are asked for."""
+    if config.getoption("sweep"):
+        return
+    sweeps = [item for item in items if item.get_closest_marker("sweep")]
+    left_out = {item for number, item in enumerate(sweeps) if number % 3}
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Start every test from the same random state."""

@@ -153,6 +153,7 @@ class TestAdapter:
         assert_is_the_formula(call)
 
     @pytest.mark.slow
+    @pytest.mark.uncovered
     @settings(max_examples=250)
     @given(strategies.adapter_calls())
     def test_is_the_formula_thoroughly(self, call: AdapterCall) -> None:

@@ -183,7 +183,9 @@ class TestOneGraph:
             assert_same({"": fast(call)}, {"": fusion(call)})
             assert graphs() == 1, sizes
 
-    @pytest.mark.parametrize("form", ["chain", *BASELINES])
+    @pytest.mark.parametrize(
+        "form", ["chain", *(pytest.param(form, marks=pytest.mark.sweep) for form in BASELINES)]
+    )
     def test_serves_all_subsets_of_the_modalities(self, form: str):
         names = tuple(WIDTHS) if form == "chain" else ("text", "image", "audio")
         fusion = make_fusion(names) if form == "chain" else make_baseline(form, names)
@@ -414,6 +416,7 @@ class TestExport:
         assert len(ranges) == 1 + modalities
         assert all(bounds.lower <= 2 and bounds.upper > 10**9 for bounds in ranges)
 
+    @pytest.mark.sweep
     @each_baseline
     def test_baseline(self, form: str):
         names = ("text", "image", "audio")
@@ -430,6 +433,7 @@ class TestExport:
             features = call.pop("features")
             assert_same({"": module(features, **call)}, {"": fusion(features, **call)})
 
+    @pytest.mark.sweep
     @each_baseline
     def test_baseline_of_which_one_modality_has_a_mask(self, form: str):
         names = ("text", "image", "audio")

@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -106,6 +106,12 @@ each_module = pytest.mark.parametrize("module", MODULES)
 each_fusion = pytest.mark.parametrize("kind", FUSIONS)
 
 
+def ours_and_sweep(modules: Iterable[str]) -> list[Any]:
+    """The fusion and its parts, and the baselines as a sweep."""
+    marks = {True: [pytest.mark.sweep], False: []}
+    return [pytest.param(module, marks=marks[module in BASELINES]) for module in modules]
+
+
 def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> FusionCall:
     """Everything present, no masks, all sizes prime or odd and mutually different."""
     names, widths, times = ("text", "image", "audio", "depth"), (13, 11, 17, 19), (5, 3, 2, 11)
@@ -151,7 +157,8 @@ def test_padding_has_no_influence(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@each_masked
+@pytest.mark.uncovered
+@pytest.mark.parametrize("module", ours_and_sweep(MASKED))
 @THOROUGH
 @given(data=st.data())
 def test_padding_has_no_influence_thoroughly(module: str, data: st.DataObject) -> None:
@@ -293,7 +300,8 @@ def test_samples_are_independent(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@each_module
+@pytest.mark.uncovered
+@pytest.mark.parametrize("module", ours_and_sweep(MODULES))
 @THOROUGH
 @given(data=st.data())
 def test_samples_are_independent_thoroughly(module: str, data: st.DataObject) -> None:
@@ -960,6 +968,7 @@ def test_trace_tells_the_way(call: FusionCall) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncovered
 @THOROUGH
 @given(st.data())
 def test_chain_properties_thoroughly(data: st.DataObject) -> None:
@@ -1037,6 +1046,8 @@ def test_gradcheck(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncovered
+@pytest.mark.sweep
 @each_mode
 def test_gradcheck_of_every_entry(mode: dict[str, str]) -> None:
     call = prime_call(embed_dim=4, num_heads=2, dim_feedforward=3, **mode)

@@ -412,6 +412,32 @@ def test_installed_files_are_the_package_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "outcomes"),
+    [([], {"passed": 4, "deselected": 4}), (["--sweep"], {"passed": 8})],
+    ids=["a third", "all"],
+)
+def test_every_third_sweep_runs(
+    pytester: pytest.Pytester, options: list[str], outcomes: dict[str, int]
+) -> None:
+    pytester.makeconftest((REPOSITORY / "tests" / "conftest.py").read_text("utf-8"))
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.sweep
+        @pytest.mark.parametrize("case", range(7))
+        def test_sweep(case):
+            pass
+
+        def test_else():
+            pass
+        """
+    )
+    found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    found.assert_outcomes(**outcomes)
+
+
+@pytest.mark.parametrize(
     ("folder", "outcomes"),
     [("there", {"passed": 1, "failed": 1, "skipped": 1}), ("missing", {"skipped": 3})],
     ids=["data", "no-data"],

@@ -269,6 +269,7 @@ def test_fusion_matches_reference_in_tiles(call: strategies.FusionCall) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncovered
 @THOROUGH
 @given(strategies.fusion_calls())
 def test_fusion_matches_reference_thoroughly(call: strategies.FusionCall) -> None:
@@ -376,6 +377,7 @@ def test_block_matches_reference_float32(call: strategies.BlockCall) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncovered
 @THOROUGH
 @given(strategies.block_calls())
 def test_block_matches_reference_thoroughly(call: strategies.BlockCall) -> None:

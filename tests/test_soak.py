@@ -64,8 +64,15 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.uncovered
-@pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
-@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("how", "precision"),
+    [
+        ("eager", "float32"),
+        ("eager", "bfloat16 autocast"),
+        pytest.param("compiled", "float32", marks=pytest.mark.sweep),
+        ("compiled", "bfloat16 autocast"),
+    ],
+)
 # inductor's own use of its logs
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_long_training(how: str, precision: str) -> None:
