@@ -416,7 +416,6 @@ class TestExport:
         assert len(ranges) == 1 + modalities
         assert all(bounds.lower <= 2 and bounds.upper > 10**9 for bounds in ranges)
 
-    @pytest.mark.sweep
     @each_baseline
     def test_baseline(self, form: str):
         names = ("text", "image", "audio")
@@ -433,7 +432,6 @@ class TestExport:
             features = call.pop("features")
             assert_same({"": module(features, **call)}, {"": fusion(features, **call)})
 
-    @pytest.mark.sweep
     @each_baseline
     def test_baseline_of_which_one_modality_has_a_mask(self, form: str):
         names = ("text", "image", "audio")
