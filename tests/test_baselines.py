@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from reference_baselines import mult_position, reference_baseline
 from refusal import assert_refused
 from strategies import BaselineCall, BaselineConfig
 
-QUICK = settings(max_examples=40)
+QUICK = strategies.examples(40)
 Named = dict[str, Tensor]
 
 WIDTHS = {"text": 13, "image": 11, "audio": 17}

@@ -44,8 +44,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.uncovered,
+    pytest.mark.compile,
     # Of the exporters themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -124,7 +123,7 @@ def assert_agrees(
         *((form, 23) for form in FORMS),
         ("default", 18),
         # The page docs/how-to/deploy.md exports for this one too.
-        pytest.param("default", 20, marks=pytest.mark.sweep),
+        ("default", 20),
     ],
 )
 def test_onnx(form: str, opset: int, tmp_path: Path) -> None:

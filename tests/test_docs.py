@@ -35,7 +35,6 @@ def unsaid(claims: Iterable[str], printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if BLOCK.search(text)])
 # Of other people's libraries.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -51,7 +50,6 @@ def test_page_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 def test_the_classifier_scores_what_its_table_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,6 @@ DIM, HEADS, BATCH = 24, 3, 4
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.uncovered,
     # Of the libraries themselves, not of what is done with them.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -222,7 +222,7 @@ def assert_can_be_differentiated(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@settings(max_examples=25)
+@strategies.examples(25)
 @given(call=strategies.fusion_calls(dtype=torch.float64))
 def test_gradients_of_a_chain_can_be_differentiated(call: FusionCall, dropout: float) -> None:
     """Steps that share weights read what the same weights have made."""
@@ -232,7 +232,7 @@ def test_gradients_of_a_chain_can_be_differentiated(call: FusionCall, dropout: f
 
 
 @pytest.mark.parametrize("kind", strategies.BASELINES)
-@settings(max_examples=10)
+@strategies.examples(10)
 @given(data=st.data())
 def test_gradients_of_a_baseline_can_be_differentiated(kind: str, data: st.DataObject) -> None:
     assert_can_be_differentiated(baseline_case(data.draw(strategies.baseline_calls(kind))))
