@@ -312,20 +312,21 @@ def test_dropout_of_attention_keeps_the_mean(pooled: bool, packing: bool) -> Non
     """Over many draws attention with dropout reads what attention without it reads."""
     block = make_block(dropout=0.3, pooled_context=pooled, packing=packing)
     attention = block.modality_layers[0].self_attn
-    sequence = torch.randn(2, 5, DIM).double()
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]]).bool()
+    number = 4000
+    # Each sample of a batch has draws of its own.
+    sequence = torch.randn(2, 5, DIM).double().repeat(number, 1, 1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]]).bool().repeat(number, 1)
     layout: Any = _layout.Padded(mask)
     if packing:
         (layout,) = _layout.lay_out([sequence], [mask])
     rows = layout.pack(sequence) if packing else sequence
-    number = 4000
 
     def read(module: nn.Module) -> Tensor:
-        return layout.unpack(module(rows, rows, layout, layout, need_weights=False)[0])
+        found = layout.unpack(module(rows, rows, layout, layout, need_weights=False)[0])
+        return found.detach().view(number, 2, 5, DIM)
 
-    expected = read(attention.eval())
-    attention.train()
-    draws = torch.stack([read(attention).detach() for _ in range(number)])
+    expected = read(attention.eval())[0]
+    draws = read(attention.train())
     deviation = draws.std(dim=0) / number**0.5
     assert deviation.max() > 0
     assert ((draws.mean(dim=0) - expected).abs() <= 6 * deviation + 1e-12).all()
