@@ -160,7 +160,7 @@ def features(
     draw: st.DrawFn, shape: Sequence[int], mask: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Random values (batch, time, width) and garbage, NaN included, at the padded steps."""
-    generator = torch.Generator().manual_seed(draw(seeds()))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(draw(seeds()))
     values = torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
     if mask is not None and not mask.all():
         values[~mask.bool()] = draw(st.sampled_from(GARBAGE))

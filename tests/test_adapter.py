@@ -81,7 +81,7 @@ def make_model(*, opened: bool = False) -> AdaptedModel:
 
 
 def make_call(batch: int = BATCH, times: tuple[int, int, int] = (TIME, 3, 2)) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(batch)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(batch)
     time, *lengths = times
     features = {
         name: torch.randn(batch, length, width, generator=generator)
@@ -95,7 +95,9 @@ def make_call(batch: int = BATCH, times: tuple[int, int, int] = (TIME, 3, 2)) ->
 
 
 def host_input(batch: int = BATCH, time: int = TIME) -> Tensor:
-    return torch.randn(batch, time, DIM, generator=torch.Generator().manual_seed(7))
+    return torch.randn(
+        batch, time, DIM, generator=torch.Generator(torch.get_default_device()).manual_seed(7)
+    )
 
 
 def expected(call: AdapterCall, params: Named, inputs: Named) -> Tensor:

@@ -98,7 +98,7 @@ def make_baseline(form: str, names: Sequence[str], **more: Any) -> nn.Module:
 def make_call(names: Sequence[str], sizes: Sizes, seed: int = 0) -> dict[str, Any]:
     """Random features, masks and presence, with a sample that has nothing in the first row."""
     batch, times = sizes
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     features, masks = {}, {}
     for name, time in zip(names, times, strict=False):
         features[name] = torch.randn(batch, time, WIDTHS[name], generator=generator)

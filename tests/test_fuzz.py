@@ -109,7 +109,7 @@ OF_FLOATS: dict[str, Mutate] = {
     "as complex": lambda x: x.to(torch.complex64),
     "on another device": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
-    "as an array": lambda x: x.numpy(),
+    "as an array": lambda x: x.cpu().numpy(),
     "as a list": lambda x: x.tolist(),
     "as a list of tensors": list,
     "as a pair": lambda x: (x, None),
@@ -140,7 +140,7 @@ OF_MASKS: dict[str, Mutate] = {
     "with a hundred": lambda x: poison(x, 100),
     "on another device": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
-    "as an array": lambda x: x.numpy(),
+    "as an array": lambda x: x.cpu().numpy(),
     "as a list": lambda x: x.tolist(),
     "as True": lambda _: True,
     "as a string": lambda _: "x",
@@ -184,7 +184,7 @@ OF_ORDERS: dict[str, Callable[[tuple[str, ...]], object]] = {
     "numbers": lambda x: tuple(range(len(x))),
     "None": lambda x: (None,) * len(x),
     "tensors": lambda x: (torch.ones(2),) * len(x),
-    "arrays": lambda x: (torch.ones(2).numpy(),) * len(x),
+    "arrays": lambda x: (torch.ones(2).cpu().numpy(),) * len(x),
     "lists": lambda x: [[name] for name in x],
 }
 
@@ -195,7 +195,7 @@ OF_NAMES: dict[str, object] = {
     "a number": 0,
     "a list": ["text"],
     "a tensor": torch.ones(2),
-    "an array": torch.ones(2).numpy(),
+    "an array": torch.ones(2).cpu().numpy(),
 }
 
 OF_STATES: dict[str, Callable[[FusionState], object]] = {

@@ -109,7 +109,7 @@ each_fusion = pytest.mark.parametrize("kind", FUSIONS)
 def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> FusionCall:
     """Everything present, no masks, all sizes prime or odd and mutually different."""
     names, widths, times = ("text", "image", "audio", "depth"), (13, 11, 17, 19), (5, 3, 2, 11)
-    generator = torch.Generator().manual_seed(11)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(11)
     features = {
         name: torch.randn(7, time, width, generator=generator, dtype=torch.float64).to(dtype)
         for name, time, width in zip(names[:count], times, widths, strict=False)
@@ -130,7 +130,7 @@ def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options:
 def ragged_call(**options: Any) -> FusionCall:
     """The same with padding, holes and absence."""
     call = prime_call(**options)
-    generator = torch.Generator().manual_seed(13)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(13)
     masks = {
         name: torch.rand(x.shape[:2], generator=generator) < 0.6
         for name, x in call.features.items()
@@ -173,7 +173,7 @@ def test_right_padding_only_rounds(module: str, data: st.DataObject) -> None:
 @given(strategies.fusion_calls(dtype=torch.float32))
 def test_padding_has_no_influence_under_autocast(call: FusionCall) -> None:
     case = fusion_case(call)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         properties.assert_padding_has_no_influence(case)
 
 
@@ -315,7 +315,7 @@ def test_forward_is_the_fold_of_step(call: FusionCall) -> None:
 @given(strategies.fusion_calls(dtype=torch.float32))
 def test_forward_is_the_fold_of_step_under_autocast(call: FusionCall) -> None:
     fusion = build(call)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         properties.assert_forward_is_the_fold(fusion, call)
 
 
@@ -769,7 +769,7 @@ def test_unit_stays_between_state_and_candidate(
     identity: bool,
     seed: int,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     unit = GatedFusionUnit(shape[-1], norm=False, identity_init=identity, dtype=dtype)
     properties.randomise(unit, seed)
     with torch.no_grad():
@@ -1063,7 +1063,7 @@ def test_autocast_is_close(options: dict[str, Any], seed: int) -> None:
 
 @pytest.mark.parametrize("pooled_context", [False, True])
 def test_autocast_of_block_and_unit_is_close(pooled_context: bool) -> None:
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     call = strategies.BlockCall(
         embed_dim=48,
         num_layers=2,

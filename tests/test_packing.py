@@ -69,7 +69,7 @@ def make_block(**options: Any) -> SymmetricCrossAttentionBlock:
 
 def gradients(module: nn.Module, outputs: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Any:
     """Gradients of a loss that weighs every entry differently, by name."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     loss = sum(
         (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
         for out in outputs

@@ -63,7 +63,7 @@ def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list
 
 
 def with_gradients(result: Tensor, inputs: list[Tensor]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(4)
     weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
     found = torch.autograd.grad((weights.to(result.dtype) * result).sum(), inputs)
     return {"result": result} | {f"gradient {i}": value for i, value in enumerate(found)}

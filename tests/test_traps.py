@@ -48,7 +48,7 @@ each_mode = pytest.mark.parametrize("mode", MODES, ids=label)
 
 
 def random(*shape: int, seed: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
