@@ -159,7 +159,7 @@ def randomise(module: nn.Module, seed: int) -> None:
     learnt = dict(module.named_parameters())
     module.load_state_dict(
         {
-            name: random[name].to(value.dtype) if name in learnt else value
+            name: random[name].to(value.dtype) if name in learnt or name.endswith(".rms") else value
             for name, value in state.items()
         }
     )
@@ -796,8 +796,11 @@ def assert_addition_changes_nothing(
         "not the same object"
     )
     prefixes = [f"projections.{name}."]
+    summary = call.config.form == "summary"
+    if summary:
+        prefixes += [f"summaries.{name}."]
     if not call.config.share_weights:
-        prefixes += [f"blocks.{name}.", f"units.{name}."]
+        prefixes += [f"units.{name}.", *([] if summary else [f"blocks.{name}."])]
     for key in now.keys() - parameters.keys():
         assert key.startswith(tuple(prefixes)), f"{key}: new"
     assert all(any(key.startswith(prefix) for key in now) for prefix in prefixes)

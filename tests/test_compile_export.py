@@ -47,13 +47,14 @@ OTHERS = (
 )
 MODES = {
     "pooled": {},
+    "residual": {"form": "residual"},
     "first_sequence": {"context": "first_sequence"},
     "sequence": {"context": "sequence"},
     "learned opening": {"opening": "learned"},
     "unshared weights": {"share_weights": False},
     "dropout": {"dropout": 0.1},
-    "linear attention": {"self_attention": "linear"},
-    "checkpointing": {"checkpoint": True},
+    "linear attention": {"form": "residual", "self_attention": "linear"},
+    "checkpointing": {"form": "residual", "checkpoint": True},
 }
 
 BASELINES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {

@@ -19,7 +19,9 @@ TOLERANCE = 0.15
 
 def make(n: int, time: int, dim: int, layers: int, options: dict[str, Any]) -> Any:
     widths = {f"m{k}": FEATURES for k in range(n)}
-    fusion = GatedRecurrentFusion(widths, embed_dim=dim, num_heads=4, num_layers=layers, **options)
+    fusion = GatedRecurrentFusion(
+        widths, embed_dim=dim, num_heads=4, num_layers=layers, form="residual", **options
+    )
     return fusion, {name: torch.randn(BATCH, time, FEATURES) for name in widths}
 
 

@@ -55,7 +55,9 @@ MODES = {
 def make_fusion(
     widths: Mapping[str, int] = WIDTHS, *, seed: int = 3, **options: Any
 ) -> GatedRecurrentFusion:
-    fusion = GatedRecurrentFusion(widths, **{"embed_dim": DIM, "num_heads": HEADS} | options)
+    fusion = GatedRecurrentFusion(
+        widths, **{"embed_dim": DIM, "num_heads": HEADS, "form": "residual"} | options
+    )
     properties.randomise(fusion, seed)
     return fusion.eval()
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
@@ -126,6 +127,7 @@ def test_packed_block_equals_padded(
 @strategies.examples(60)
 @given(strategies.fusion_calls())
 def test_packed_fusion_equals_padded(call: FusionCall) -> None:
+    hypothesis.assume(call.config.form != "summary")
     results = []
     for packing in (False, True):
         torch.manual_seed(call.seed)

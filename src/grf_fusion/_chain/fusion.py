@@ -235,9 +235,9 @@ class GatedRecurrentFusion(nn.Module):
             self.block, self.unit = self._new_parts(len(declared), device, dtype)
         else:
             parts = {name: self._new_parts(len(declared), device, dtype) for name in stepping}
-            if self.form != "summary":
-                self.blocks = nn.ModuleDict({name: pair[0] for name, pair in parts.items()})
-            self.units = nn.ModuleDict({name: pair[1] for name, pair in parts.items()})
+            blocks = {name: block for name, (block, _) in parts.items() if block is not None}
+            self.blocks = nn.ModuleDict(blocks) if self.form != "summary" else None
+            self.units = nn.ModuleDict({name: unit for name, (_, unit) in parts.items()})
         self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         self.scales = self.summaries = self.norm = None
         if self.form == "summary":
@@ -479,7 +479,8 @@ class GatedRecurrentFusion(nn.Module):
         """Declare one more modality, last in the order.
 
         Existing parameters, and outputs without the new modality, stay bit for bit the same. With
-        shared weights the only new parameters are its projection; give them to the optimiser.
+        shared weights the only new parameters are its projection and, with ``form="summary"``, its
+        network; give them to the optimiser.
 
         Args:
             name: Its name.

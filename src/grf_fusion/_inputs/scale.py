@@ -45,9 +45,11 @@ class FeatureScale(nn.Module):
         if self._is_known() or is_transformed():
             return self.rms
         wide = torch.promote_types(features.dtype, torch.float32)
-        size = torch.linalg.vector_norm(features, dtype=wide)
-        steps = features[..., 0].numel() if real is None else real.sum().clamp(min=1)
-        found = (size / (steps * features.shape[-1]) ** 0.5).to(self.rms.dtype)
+        mean = features.to(wide).square().mean()
+        if real is not None:
+            # Padding is 0 and counts in neither.
+            mean = mean * real.numel() / real.sum().clamp(min=1)
+        found = mean.sqrt().to(self.rms.dtype)
         usable = (self.rms == 0) & found.isfinite()
         rms = torch.where(usable, found, self.rms)
         self.rms.copy_(rms)
