@@ -8,10 +8,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -127,7 +126,7 @@ def test_packed_block_equals_padded(
 @strategies.examples(60)
 @given(strategies.fusion_calls())
 def test_packed_fusion_equals_padded(call: FusionCall) -> None:
-    hypothesis.assume(call.config.form != "summary")
+    assume(call.config.form != "summary")
     results = []
     for packing in (False, True):
         torch.manual_seed(call.seed)
