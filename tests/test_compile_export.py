@@ -175,7 +175,7 @@ class TestOneGraph:
         ("form", "more"), [("early", {}), ("mult", {}), ("mult", {"literal": True})]
     )
     def test_of_a_baseline_serves_all_lengths_without_masks(self, form: str, more: dict[str, Any]):
-        names = ("text", "image", "audio")
+        names = ("text", "image")
         fusion = make_baseline(form, names, **more)
         fast = compiled(fusion)
         for seed, sizes in enumerate((FIRST, *OTHERS)):
