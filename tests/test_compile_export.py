@@ -29,7 +29,7 @@ from grf_fusion.baselines import (
 )
 from properties import assert_close
 
-pytestmark = pytest.mark.uncovered
+pytestmark = pytest.mark.compile
 
 # None of them is a length, a batch size or a number of modalities in any first call below.
 WIDTHS = {"text": 19, "image": 21, "audio": 25, "depth": 27}
@@ -183,9 +183,7 @@ class TestOneGraph:
             assert_same({"": fast(call)}, {"": fusion(call)})
             assert graphs() == 1, sizes
 
-    @pytest.mark.parametrize(
-        "form", ["chain", *(pytest.param(form, marks=pytest.mark.sweep) for form in BASELINES)]
-    )
+    @pytest.mark.parametrize("form", ["chain", *BASELINES])
     def test_serves_all_subsets_of_the_modalities(self, form: str):
         names = tuple(WIDTHS) if form == "chain" else ("text", "image", "audio")
         fusion = make_fusion(names) if form == "chain" else make_baseline(form, names)

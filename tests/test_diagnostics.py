@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from properties import NAN, assert_close, assert_same_bits
 from refusal import assert_refused
 from strategies import BaselineCall, FusionCall
 
-QUICK = settings(max_examples=60)
+QUICK = strategies.examples(60)
 WIDTHS = {"text": 7, "audio": 11, "depth": 13}
 DIM, HEADS, BATCH = 15, 3, 5
 FUSING = tuple(kind for kind in strategies.BASELINES if kind != "alignment")

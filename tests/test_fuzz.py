@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -536,32 +536,32 @@ def assert_wrong_call_is_refused(wrong: WrongCall) -> None:
 class TestWrongCalls:
     """None passes silently or fails with a foreign error."""
 
-    @settings(max_examples=EXAMPLES["forward"])
+    @strategies.examples(EXAMPLES["forward"])
     @given(wrong_forwards())
     def test_forward_and_presence(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["step"])
+    @strategies.examples(EXAMPLES["step"])
     @given(wrong_steps())
     def test_step(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["readout"])
+    @strategies.examples(EXAMPLES["readout"])
     @given(wrong_readouts())
     def test_readout(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["block"])
+    @strategies.examples(EXAMPLES["block"])
     @given(wrong_blocks())
     def test_block(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["unit"])
+    @strategies.examples(EXAMPLES["unit"])
     @given(wrong_units())
     def test_unit(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["dropout"])
+    @strategies.examples(EXAMPLES["dropout"])
     @given(wrong_dropouts())
     def test_modality_dropout(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)

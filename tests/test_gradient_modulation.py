@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -60,7 +60,7 @@ def gradients(modules: dict[str, nn.Module]) -> Named:
     }
 
 
-@settings(max_examples=60)
+@strategies.examples(60)
 @given(
     count=st.integers(1, 5),
     drawn=strategies.sizes(2),

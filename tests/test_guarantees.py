@@ -10,12 +10,12 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
@@ -37,9 +37,9 @@ from grf_fusion.baselines import ConcatFusion, WeightedSumFusion
 from properties import NAN, Case, assert_same_bits, build, fusion_case, really_present
 from strategies import FusionCall
 
-QUICK = settings(max_examples=40)
-BRIEF = settings(max_examples=15)
-THOROUGH = settings(max_examples=120)
+QUICK = strategies.examples(40)
+BRIEF = strategies.examples(15)
+THOROUGH = strategies.examples(120)
 MODES = [
     {"context": "pooled", "opening": "first"},
     {"context": "pooled", "opening": "learned"},
@@ -106,14 +106,6 @@ each_module = pytest.mark.parametrize("module", MODULES)
 each_fusion = pytest.mark.parametrize("kind", FUSIONS)
 
 
-def ours_and_sweep(modules: Iterable[str]) -> list[Any]:
-    """The fusion and its parts, and the baselines as a sweep."""
-    return [
-        pytest.param(module, marks=pytest.mark.sweep if module in BASELINES else ())
-        for module in modules
-    ]
-
-
 def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> FusionCall:
     """Everything present, no masks, all sizes prime or odd and mutually different."""
     names, widths, times = ("text", "image", "audio", "depth"), (13, 11, 17, 19), (5, 3, 2, 11)
@@ -159,8 +151,7 @@ def test_padding_has_no_influence(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
-@pytest.mark.parametrize("module", ours_and_sweep(MASKED))
+@each_masked
 @THOROUGH
 @given(data=st.data())
 def test_padding_has_no_influence_thoroughly(module: str, data: st.DataObject) -> None:
@@ -302,8 +293,7 @@ def test_samples_are_independent(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
-@pytest.mark.parametrize("module", ours_and_sweep(MODULES))
+@each_module
 @THOROUGH
 @given(data=st.data())
 def test_samples_are_independent_thoroughly(module: str, data: st.DataObject) -> None:
@@ -761,7 +751,7 @@ def candidate(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> Tensor:
     return unit.linear(torch.cat([state, update], dim=-1)).chunk(2, dim=-1)[1].tanh()
 
 
-@settings(max_examples=150)
+@strategies.examples(150)
 @given(
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     dtype=strategies.dtypes(),
@@ -970,7 +960,6 @@ def test_trace_tells_the_way(call: FusionCall) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @THOROUGH
 @given(st.data())
 def test_chain_properties_thoroughly(data: st.DataObject) -> None:
@@ -1048,7 +1037,6 @@ def test_gradcheck(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @each_mode
 def test_gradcheck_of_every_entry(mode: dict[str, str]) -> None:
     call = prime_call(embed_dim=4, num_heads=2, dim_feedforward=3, **mode)

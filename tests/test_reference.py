@@ -32,8 +32,8 @@ from reference import FusionConfig, reference_block, reference_fusion, reference
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 DTYPES = [torch.float64, torch.float32]
-QUICK = settings(max_examples=60)
-THOROUGH = settings(max_examples=250)
+QUICK = strategies.examples(60)
+THOROUGH = strategies.examples(250)
 
 Named = dict[str, Tensor]
 Compute = Callable[[Named, Named], Named]
@@ -269,7 +269,6 @@ def test_fusion_matches_reference_in_tiles(call: strategies.FusionCall) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @THOROUGH
 @given(strategies.fusion_calls())
 def test_fusion_matches_reference_thoroughly(call: strategies.FusionCall) -> None:
@@ -377,7 +376,6 @@ def test_block_matches_reference_float32(call: strategies.BlockCall) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @THOROUGH
 @given(strategies.block_calls())
 def test_block_matches_reference_thoroughly(call: strategies.BlockCall) -> None:
@@ -414,7 +412,7 @@ def test_unit_matches_reference(
     assert_matches(library_gradients(unit, leaves, outputs), expected)
 
 
-@settings(max_examples=40)
+@strategies.examples(40)
 @given(strategies.sizes(3), strategies.seeds(), st.sampled_from([2, 9, 12]))
 def test_unit_matches_torch_layers(drawn: list[int], seed: int, embed_dim: int) -> None:
     shapes = reference.unit_shapes(embed_dim)
