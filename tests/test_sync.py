@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from forms import BASELINES, BATCH, DIM, FUSIONS, HEADS, WIDTHS, make, make_call
 from grf_fusion import (
     AdaptedModel,
     FusionAdapter,
@@ -23,44 +24,8 @@ from grf_fusion import (
     mask_from_lengths,
     modulate_gradients,
 )
-from grf_fusion.baselines import (
-    ConcatFusion,
-    ContrastiveAlignment,
-    CrossModalAttentionFusion,
-    MulT,
-    WeightedSumFusion,
-)
 
-WIDTHS = {"text": 7, "image": 11, "audio": 13}
-TIMES = {"text": 4, "image": 9, "audio": 6}
-BATCH, DIM, HEADS = 5, 12, 3
 META, HOST = torch.device("meta"), torch.device("cpu")
-FUSIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {"form": "paper"},
-    "paper, pre-norm": {"form": "paper", "norm_first": True},
-    "opening with the first": {"opening": "first"},
-    "first sequence": {"context": "first_sequence"},
-    "sequence": {"context": "sequence"},
-    "paper, sequence": {"form": "paper", "context": "sequence"},
-    "linear attention": {"context": "sequence", "self_attention": "linear"},
-    "full attention": {"context": "sequence", "self_attention": True},
-    "own weights": {"share_weights": False},
-    "two layers": {"num_layers": 2},
-    "one-way": {"symmetric": False},
-    "padded": {"packing": False},
-    "checkpointing": {"checkpoint": True},
-}
-BASELINES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
-    "concatenation": (ConcatFusion, {"dropout": 0.2}),
-    "early": (ConcatFusion, {"stage": "early", "num_heads": HEADS, "dropout": 0.2}),
-    "sigmoid": (WeightedSumFusion, {}),
-    "softmax": (WeightedSumFusion, {"weights": "softmax"}),
-    "fixed": (WeightedSumFusion, {"weights": {"text": 1, "image": 2, "audio": 0.5}}),
-    "cross-modal": (CrossModalAttentionFusion, {"num_heads": HEADS, "dropout": 0.2}),
-    "mult": (MulT, {"num_heads": HEADS, "num_layers": 2, "dropout": 0.2}),
-    "alignment": (ContrastiveAlignment, {}),
-}
 # The names of operations whose result, or whose size of it, is known to the device alone.
 ASKING = (
     *("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select"),
@@ -112,20 +77,6 @@ def is_truth(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8)
 
 
-def make_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    return {
-        "features": {
-            name: torch.randn(BATCH, TIMES[name], width, dtype=dtype, device=META)
-            for name, width in WIDTHS.items()
-        },
-        "masks": {
-            name: torch.ones(BATCH, time, dtype=torch.bool, device=META)
-            for name, time in TIMES.items()
-        },
-        "present": torch.ones(BATCH, len(WIDTHS), dtype=torch.bool, device=META),
-    }
-
-
 def train(module: nn.Module, run: Callable[[], Tensor]) -> None:
     """A step of training, and the same in eval mode."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -140,9 +91,8 @@ def train(module: nn.Module, run: Callable[[], Tensor]) -> None:
 
 @pytest.mark.parametrize("form", FUSIONS)
 def test_training(form: str) -> None:
-    options = {"embed_dim": DIM, "num_heads": HEADS, "dropout": 0.2} | FUSIONS[form]
-    fusion = GatedRecurrentFusion(WIDTHS, **options, device=META)
-    call = make_call()
+    fusion: Any = make(form, dropout=0.2, device=META)
+    call = make_call(META)
     train(fusion, lambda: fusion(**call))
     train(fusion, lambda: fusion(**call, return_trace=True)[1].contexts)
     order = tuple(WIDTHS) if fusion.opening == "first" else tuple(WIDTHS)[::-1]
@@ -151,9 +101,8 @@ def test_training(form: str) -> None:
 
 @pytest.mark.parametrize("form", FUSIONS)
 def test_steps(form: str) -> None:
-    options = {"embed_dim": DIM, "num_heads": HEADS} | FUSIONS[form]
-    fusion = GatedRecurrentFusion(WIDTHS, **options, device=META)
-    call = make_call()
+    fusion: Any = make(form, device=META)
+    call = make_call(META)
 
     def run() -> Tensor:
         state = None
@@ -168,9 +117,8 @@ def test_steps(form: str) -> None:
 
 @pytest.mark.parametrize("form", BASELINES)
 def test_baselines(form: str) -> None:
-    make, options = BASELINES[form]
-    fusion = make(WIDTHS, embed_dim=DIM, **options, device=META)
-    call = make_call()
+    fusion = make(form, device=META)
+    call = make_call(META)
     train(fusion, lambda: fusion(**call))
 
 
@@ -180,7 +128,7 @@ def test_adapters() -> None:
     model = AdaptedModel(host, adapters={"0": adapter})
     hidden = torch.randn(BATCH, 8, DIM, device=META)
     mask = torch.ones(BATCH, 8, dtype=torch.bool, device=META)
-    call = make_call()
+    call = make_call(META)
     train(model, lambda: model(hidden, **call, hidden_mask=mask))
 
 
@@ -188,7 +136,7 @@ def test_adapters() -> None:
 def test_modality_dropout_and_presence(training: bool) -> None:
     fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, num_heads=HEADS, device=META)
     drop = ModalityDropout(0.3).train(training)
-    call = make_call()
+    call = make_call(META)
     with nothing_waits():
         present = drop(fusion.presence(**call))
     assert present.shape == (BATCH, len(WIDTHS))
@@ -197,7 +145,7 @@ def test_modality_dropout_and_presence(training: bool) -> None:
 def test_gradient_modulation() -> None:
     fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, num_heads=HEADS, device=META)
     logits = {name: torch.randn(BATCH, 4, device=META) for name in WIDTHS}
-    call = make_call()
+    call = make_call(META)
     targets = torch.zeros(BATCH, dtype=torch.long, device=META)
     fusion(**call).sum().backward()
     with nothing_waits():
@@ -231,7 +179,7 @@ def test_waiting_is_seen(fault: str) -> None:
 def test_integer_masks_are_made_truth(dtype: torch.dtype) -> None:
     """Their values are checked where there are any, which waits; nothing else does."""
     fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, num_heads=HEADS, device=META)
-    call = make_call()
+    call = make_call(META)
     call["masks"] = {name: mask.to(dtype) for name, mask in call["masks"].items()}
     with nothing_waits():
         fusion(**call)

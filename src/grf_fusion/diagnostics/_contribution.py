@@ -225,8 +225,8 @@ def _chains(orders: Tensor) -> Tensor:
     """Return nothing, everything, and for each order what stands before each but its first."""
     count = orders.shape[1]
     place = orders.argsort(dim=1).unsqueeze(1)
-    before = place < torch.arange(1, count).unsqueeze(1)
-    ends = torch.tensor([[False], [True]]).expand(2, count)
+    before = place < torch.arange(1, count, device=orders.device).unsqueeze(1)
+    ends = torch.tensor([[False], [True]], device=orders.device).expand(2, count)
     return torch.cat((ends, before.flatten(0, 1)))
 
 
