@@ -8,6 +8,8 @@ from pathlib import Path
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # oneDNN keeps code for the last 1,024 shapes of bfloat16, half a gigabyte that is no leak.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# Read by cuBLAS: without it no sum on a GPU is sure to be the same twice.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import coverage
 import pytest

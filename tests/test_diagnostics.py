@@ -82,7 +82,7 @@ def make_call(widths: Mapping[str, int] = WIDTHS, batch: int = BATCH, seed: int 
 def score(context: Tensor) -> Tensor:
     """A score of each sample that no modality has to itself."""
     flat = context.flatten(1)
-    weights = torch.linspace(-1, 2, flat.shape[1], dtype=flat.dtype)
+    weights = torch.linspace(-1, 2, flat.shape[1], dtype=flat.dtype, device=flat.device)
     return (flat * weights).sum(dim=1).tanh() + flat[:, 0].square()
 
 
@@ -428,6 +428,17 @@ class TestContribution:
         assert not sampled.standard_error[1].any()
         total = {"": sampled.full - sampled.empty}
         assert_close({"": sampled.values.sum(dim=1)}, total, tolerance=1e-4)
+
+    @pytest.mark.parametrize("permutations", [None, 3])
+    def test_another_default_device_changes_nothing(self, permutations: int | None) -> None:
+        fusion, call = make_fusion(), make_call()
+        found = []
+        for device in (torch.get_default_device(), "meta"):
+            generator = torch.Generator("cpu").manual_seed(0)
+            options = {"permutations": permutations, "generator": generator}
+            with torch.device(device):
+                found.append(shapley_values(fusion, value=score, **call, **options).values)
+        assert_same_bits({"": found[1]}, {"": found[0]})
 
     def test_two_permutations_by_hand(self) -> None:
         fusion, call = make_fusion(), make_call()

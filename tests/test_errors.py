@@ -327,7 +327,7 @@ class TestMasks:
             ("scalar", torch.tensor(True), "of shape (batch=2), got ()"),
             ("float", torch.ones(2), "got torch.float32"),
             ("two", torch.tensor([0, 2]), "got values from 0 to 2"),
-            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), "cpu, got meta"),
+            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), f"{HERE}, got meta"),
             ("bool", True, "got bool"),
         ),
     )

@@ -2383,8 +2383,10 @@ SHOWN: dict[str, tuple[Callable[[], str], str]] = {
     ),
 }
 
+# Elsewhere values are not read.
+OF_THE_CPU = {"range of targets"}
 EVERY = [
-    pytest.param(*said, id=name)
+    pytest.param(*said, id=name, marks=[pytest.mark.cpu_only] if name in OF_THE_CPU else [])
     for group in (SAID, SAID_OF_MODULES, SAID_OF_TOOLS, SAID_OF_EACH)
     for name, said in group.items()
 ]
