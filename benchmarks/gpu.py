@@ -96,7 +96,8 @@ def measure(row: Row, args: argparse.Namespace, limit: float) -> dict[str, Any]:
         lines = str(error).strip().splitlines()
         record["error"] = f"{type(error).__name__}: {' '.join(lines)[:300]}"
     finally:
-        torch.compiler.reset()
+        if "compiled" in row.mode:
+            torch.compiler.reset()
         gc.collect()
         if args.device == "cuda":
             torch.cuda.empty_cache()
@@ -141,10 +142,14 @@ def prepare(module: nn.Module, mode: str) -> None:
         module.compile(dynamic=False)
     elif mode == rows.OVERHEAD:
         module.compile(dynamic=False, mode="reduce-overhead")
-    elif mode == rows.BLOCK_COMPILED:
-        for part in module.modules():
-            if isinstance(part, SymmetricCrossAttentionBlock):
+    for part in module.modules():
+        if isinstance(part, SymmetricCrossAttentionBlock):
+            if mode == rows.BLOCK_COMPILED:
                 part.compile(dynamic=False)
+            elif mode == rows.LAYERS_COMPILED:
+                # The block itself lays out the rows, which no compiler can.
+                for layer in (*part.context_layers, *(part.modality_layers or ())):
+                    layer.compile(dynamic=True)
 
 
 def make_call(row: Row, built: Contestant, batch: Batch, device: str) -> Call:
