@@ -239,6 +239,11 @@ def fill(page: str, tables: str) -> str:
     return f"{before}{START}\n\n{tables}\n{END}{after}"
 
 
+def filled(page: str) -> str:
+    """Return what a page has between its markers."""
+    return page.split(START)[1].split(END, maxsplit=1)[0].strip() + "\n"
+
+
 def main(argv: list[str]) -> None:
     """Print the tables of a saved run, or write them into a page."""
     tables = markdown(json.loads(Path(argv[0]).read_text("utf-8")))
