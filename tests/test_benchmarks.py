@@ -106,9 +106,10 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
             record("chain", gpu_rows.EARLY, 3.0, gpu_rows.COMPILED),
             record("chain", gpu_rows.EARLY, 2.5),
             *(
-                record(f"M{time}", gpu_rows.PACKED, taken, peak_bytes=size * 2**30)
-                for time, taken, size in ((2048, 4.0, 1), (4096, 5.0, 2), (8192, 10.0, 3))
+                record(f"M{time}", gpu_rows.PACKED, taken, gpu_rows.CAPTURED)
+                for time, taken in ((2048, 2.5), (4096, 5.0), (8192, 10.0))
             ),
+            record("M8192", gpu_rows.PACKED, 20.0, peak_bytes=3 * 2**30),
         ],
     }
     found = [(value, met) for _, value, met in gpu_report.bars(results)]
@@ -124,6 +125,15 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
             "no",
         ),
     ]
+    old = {"command": "a", "rows": [record("wide", gpu_rows.PACKED, 20.0)], "peak": {}}
+    again = {
+        "command": "b",
+        "rows": [gpu_report.place(gpu_rows.Row(loads["wide"], gpu_rows.PACKED)) | {"error": "x"}],
+    }
+    joined = gpu_report.merge([old, again, results | {"command": "b"}])
+    assert (joined["command"], joined["rows"], joined["peak"]) == ("a; b", results["rows"], {})
+    assert gpu_report.merge([old, again])["rows"] == old["rows"]
+    assert gpu_report.merge([again, old])["rows"] == old["rows"]
     nothing = gpu_report.bars(results | {"rows": []})
     assert {(value, met) for _, value, met in nothing} == {("not measured", "")}
 

@@ -307,6 +307,7 @@ def test_lengths_are_known_until_a_mask_changes() -> None:
         change(mask)
         assert known_lengths(mask) is None, name
         assert known_lengths(copy.deepcopy(mask)) is None, name
+    assert known_lengths(torch.ones(3, 4, dtype=torch.bool, device="meta")) is None
     for other in (make().clone(), make()[:2], pickle.loads(pickle.dumps(make())), ~make()):  # noqa: S301
         assert known_lengths(other) is None
 
