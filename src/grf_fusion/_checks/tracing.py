@@ -52,6 +52,17 @@ def is_batched(x: Tensor) -> bool:
     return cast(bool, torch._C._functorch.is_batchedtensor(x))  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def can_read(tensor: Tensor) -> bool:
+    """Whether values can steer Python: not while tracing, on the meta device or under vmap."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (tracing or tensor.is_meta or is_batched(tensor))
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph is captured, which will replay today's numbers of steps for any data."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def is_plain(*projections: nn.Module) -> bool:
     """Whether each is just its weight: not quantised, adapted, sharded or hooked by somebody."""
     return is_untouched(*projections) and all(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._inputs.call import Arrival, check_call, who_has
+from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
 from grf_fusion._inputs.scale import FeatureScale
@@ -46,7 +47,7 @@ def project(
     real = mask
     if present is not None:
         column = present.unsqueeze(1).expand(features.shape[:2])
-        real = column if mask is None else mask & column
+        real = column if mask is None else restrict(mask, column)
     # Filled before it is projected: a NaN that is masked later has already met the weights.
     features = fill_masked(features, real)
     if scale is not None:
