@@ -370,6 +370,7 @@ LONG: dict[str, Callable[[], nn.Module]] = {
     "paper": functools.partial(GatedRecurrentFusion, num_heads=3, form="paper"),
     "linear": functools.partial(GatedRecurrentFusion, num_heads=3, self_attention="linear"),
     "concat": ConcatFusion,
+    "pooled": functools.partial(ConcatFusion, stage="pooled"),
     "weighted sum": WeightedSumFusion,
 }
 

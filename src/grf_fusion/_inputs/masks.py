@@ -118,6 +118,20 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return mean if mean.dtype == values.dtype else mean.to(values.dtype)
 
 
+def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Maximum over the real steps; 0 where a sample has none.
+
+    Shape:
+        - values: ``(batch, time, dim)``
+        - mask: ``(batch, time)`` or ``None`` for all real
+        - output: ``(batch, dim)``
+    """
+    if mask is None:
+        return values.amax(dim=1)
+    largest = values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+    return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
+
+
 def none_if_full(mask: Tensor | None) -> Tensor | None:
     """Forget a mask that hides nothing, where looking costs nothing: on the CPU, not in a trace."""
     if mask is None or not can_read(mask) or mask.device.type != "cpu":
