@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality.catalog import MADE_UP, NAMES, locate, plain
-from benchmarks.quality.methods import GRF, Method
+from benchmarks.quality.methods import GRF, Method, methods
 from benchmarks.quality.run import Settings
 from benchmarks.quality.store import Store
 from benchmarks.quality.sweep import Source, sweep
@@ -44,11 +44,15 @@ def _run(args: argparse.Namespace, store: Store) -> None:
     say = (lambda _: None) if args.no_progress else _say
     done = sweep(source, store, settings, wanted, jobs=args.jobs, seconds=args.seconds, say=say)
     say(f"{done} trainings")
-    if args.costs and args.jobs == 1 and args.seconds is None:
+    if args.jobs == 1 and args.seconds is None:
         from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
 
         for name, chosen in wanted.items():
-            cost.measure(source.get(name, args.device), settings, store, chosen)
+            dataset = source.get(name, args.device)
+            if chosen(methods(dataset)["MulT"]):
+                cost.bill(dataset, store)
+            if args.costs:
+                cost.measure(dataset, settings, store, chosen)
 
 
 def _say(text: str) -> None:

@@ -31,8 +31,6 @@ def measure(
 
     Where one was not timed, all are timed again: times of different calls are not compared.
     """
-    if chosen(methods(dataset)["MulT"]):
-        bill(dataset, store)
     timed: dict[str, tuple[Job, Record, Record]] = {}
     for name, job in jobs_of(dataset, settings, store).items():
         if job.method.group in TIMED and chosen(job.method) and not job.too_large():

@@ -41,8 +41,11 @@ def digits(arrays: Arrays, most: int | None = None) -> Dataset:
     heard = np.repeat(np.isin(speaker, SPEAKERS["train"]), length)
     frames = standardise(frames, heard, axis=0)
     recordings = np.split(frames, np.cumsum(length)[:-1])
-    written, fold_of = arrays["mfeat.label"].astype(np.int64), arrays["mfeat.fold"]
-    pixels = arrays["mfeat.pix"].astype(np.float64)
+    # Six images are in mfeat twice, in different folds: the first copy counts.
+    _, first = np.unique(arrays["mfeat.pix"], axis=0, return_index=True)
+    first = np.sort(first)
+    written, fold_of = arrays["mfeat.label"][first].astype(np.int64), arrays["mfeat.fold"][first]
+    pixels = arrays["mfeat.pix"][first].astype(np.float64)
     pixels = standardise(pixels, np.isin(fold_of, IMAGE_FOLDS["train"]), axis=0)
     rng = np.random.default_rng(SEED)
     parts = {}

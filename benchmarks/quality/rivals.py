@@ -126,8 +126,8 @@ class LatentTransformer(nn.Module):
         steps, real = [], []
         for name, (x, own) in arrive(self.modalities, features, masks, present).items():
             # The bias of the projection is the embedding of the modality.
-            x = self.projections[name](x)
-            steps.append(x + sinusoids(*x.shape[1:]).to(x))
+            projected = self.projections[name](x)
+            steps.append(projected + sinusoids(*projected.shape[1:]).to(x))
             real.append(own)
         memory, readable = torch.cat(steps, dim=1), torch.cat(real, dim=1)
         latents = self.latents.expand(len(present), -1, -1)
@@ -181,7 +181,7 @@ class BottleneckTransformer(nn.Module):
         arrived = arrive(self.modalities, features, masks, present)
         width, tokens = self.bottlenecks.shape[1], len(self.bottlenecks)
         steps = {
-            name: self.projections[name](x) + sinusoids(x.shape[1], width)
+            name: self.projections[name](x) + sinusoids(x.shape[1], width).to(x)
             for name, (x, _) in arrived.items()
         }
         here = {name: real.any(dim=1) for name, (_, real) in arrived.items()}

@@ -1,4 +1,4 @@
-"""Runs trainings, most important first, in one process or several, until all are done or time is up.
+"""Runs trainings, most important first, until all are done or the time is up.
 
 One process keeps the file of runs; the others train and send records back. What is not finished
 when the time is up is lost, and run by the next call.
