@@ -431,10 +431,10 @@ def test_a_batch_is_trimmed_and_keeps_who_has_nothing():
 
 def test_binary_metrics_equal_scikit_learn(subtests):
     rng = np.random.default_rng(0)
-    for digits in (1, 6):
+    for decimals in (1, 6):
         labels = rng.integers(0, 2, 211)
-        scores = (rng.normal(size=211) + labels).round(digits)  # one digit: many ties
-        with subtests.test(digits=digits):
+        scores = (rng.normal(size=211) + labels).round(decimals)  # one digit: many ties
+        with subtests.test(decimals=decimals):
             found = ours.measure(Task("binary", 1, "AUROC"), scores, labels)
             assert found["AUROC"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
             want = sklearn_metrics.average_precision_score(labels, scores)
