@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import catalog, cost, digits, icu, mosi, omics, sensors
+from benchmarks.quality import catalog, cost, digits, evidence, icu, mosi, omics, sensors
 from benchmarks.quality import metrics as ours
 from benchmarks.quality import report as tables
 from benchmarks.quality import run as running
@@ -1058,76 +1058,45 @@ def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights
     assert row["parameters"] < trial["parameters"]
 
 
-def test_the_overview_holds_ours_against_the_best_other(tmp_path):
-    names = (
-        "GRF",
-        "concatenation, late",
-        "weighted sum, softmax",
-        "gradient boosting on summaries",
-    )
-    only = itertools.chain.from_iterable(("--only", f"synthetic-classes,{n}") for n in names)
-    command.main(["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs", *only])
-    store = Store(tmp_path / "runs.jsonl")
-    text = tables.markdown(store)
-    (line,) = (x for x in text.splitlines() if x.startswith("| synthetic-classes |"))
-    _, _, count, metric, own, fused, classical, verdict, lost, _ = line.split("|")
-    (summary,) = tables.summarise(store)
-    rows = {row["name"]: row for row in summary["rows"]}
-    test = {name: row["test"]["accuracy"] for name, row in rows.items()}
-    assert (int(count), metric.strip()) == (3, "accuracy")
-    best = max(names[1:3], key=lambda name: test[name]["mean"])
-    assert fused.strip().endswith(best)
-    assert classical.strip().endswith(names[3])
-    assert own.strip().startswith(f"{test['GRF']['mean']:.3f}")
-    rival = max(names[1:], key=lambda name: test[name]["mean"])
-    gap = test["GRF"]["mean"] - test[rival]["mean"]
-    slack = max(test["GRF"]["half width"], test[rival]["half width"])
-    want = "within the interval" if abs(gap) <= slack else ("behind", "ahead")[gap > 0]
-    assert verdict.strip() == want
-    # 30 % of 3 modalities lie between none and one of them.
-    want_lost = [
-        0.9 * (rows[name]["missing"]["0"]["mean"] - rows[name]["missing"]["1"]["mean"])
-        for name in ("GRF", best)
-    ]
-    assert lost.strip() == " / ".join(f"{value:.3f}" for value in want_lost)
-
-
-@pytest.mark.parametrize(
-    ("higher", "own", "other", "want"),
-    [
-        (True, (0.9, 0.01), (0.8, 0.02), "ahead"),
-        (True, (0.8, 0.01), (0.9, 0.02), "behind"),
-        (True, (0.89, 0.03), (0.9, 0.005), "within the interval"),
-        (True, (0.91, 0.005), (0.9, 0.03), "within the interval"),
-        (False, (0.8, 0.01), (0.9, 0.02), "ahead"),
-        (False, (0.9, 0.01), (0.8, None), "behind"),
-    ],
-)
-def test_ahead_and_behind_are_by_more_than_the_wider_interval(higher, own, other, want):
-    task = tables.Task("regression", 1, "MAE", higher)
-    rows = [{"test": {"MAE": {"mean": m, "half width": h}}} for m, h in (own, other)]
-    assert tables._verdict(*rows, task) == want
-
-
-def test_a_page_gets_the_tables_between_its_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"# A\n\n{tables.BEGIN}\nold\n{tables.END}\n\nrest\n", "utf-8")
-    table = call(tmp_path, "--page", str(page))
+def test_a_page_gets_what_is_generated_between_its_marks(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    page = docs / "evidence.md"
+    page.write_text(f"# A\n\n{evidence.BEGIN}\nold\n{evidence.END}\n\nrest\n", "utf-8")
+    only = [f"synthetic-*,{name}" for name in (GRF, "concatenation, pooled", "weighted sum*")]
+    only = itertools.chain.from_iterable(("--only", one) for one in only)
+    options = ["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs", *only]
+    command.main([*options, "--docs", str(docs)])
     once = page.read_text("utf-8")
-    deeper = table.replace("\n#", "\n##")
-    assert once == f"# A\n\n{tables.BEGIN}\n\n{deeper}\n{tables.END}\n\nrest\n"
-    call(tmp_path, "--report", "--page", str(page))
+    summaries = tables.summarise(Store(tmp_path / "runs.jsonl"))
+    text = evidence.evidence(summaries)
+    assert once == f"# A\n\n{evidence.BEGIN}\n\n{text}\n{evidence.END}\n\nrest\n"
+    names = ("synthetic-classes", "synthetic-binary", "synthetic-regression")
+    for name in names:
+        own = (docs / "evidence" / f"{name}.md").read_text("utf-8")
+        assert own == tables.pages(summaries)[name]
+        assert all(f"## {said}" in own for said in tables.ENCODED.values())
+        assert f"| [{name}](evidence/{name}.md), " in text
+        assert f"| [{name}-encoded](evidence/{name}.md), " in text
+    picture = docs / "assets" / evidence.PICTURE
+    drawn = picture.read_bytes()
+    command.main([*options, "--report", "--docs", str(docs)])
     assert page.read_text("utf-8") == once
+    assert picture.read_bytes() == drawn
     page.write_text("# A\n", "utf-8")
-    with pytest.raises(ValueError, match="expected a page with <!-- tables -->"):
-        call(tmp_path, "--report", "--page", str(page))
+    with pytest.raises(ValueError, match="expected a page with <!-- from the runs -->"):
+        command.main([*options, "--report", "--docs", str(docs)])
 
 
 def test_the_evidence_page_shows_the_runs_that_are_kept():
     root = Path(__file__).resolve().parents[1]
     page = (root / "docs" / "evidence.md").read_text("utf-8")
-    store = Store(root / "benchmarks" / "results" / "quality" / "runs.jsonl")
-    assert tables.insert(page, tables.markdown(store)) == page
+    summaries = tables.summarise(Store(root / "benchmarks" / "results" / "quality" / "runs.jsonl"))
+    assert evidence.insert(page, evidence.evidence(summaries)) == page
+    texts = tables.pages(summaries)
+    found = {path.stem: path for path in (root / "docs" / "evidence").glob("*.md")}
+    assert found.keys() == texts.keys()
+    assert all(found[name].read_text("utf-8") == text for name, text in texts.items())
 
 
 def test_costs_and_figures_are_made(tmp_path):

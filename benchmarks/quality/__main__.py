@@ -60,18 +60,22 @@ def _say(text: str) -> None:
 
 
 def _report(args: argparse.Namespace, store: Store) -> None:
-    from benchmarks.quality import plots, report  # noqa: PLC0415 (need what a sweep does not)
+    # These need what a sweep does not.
+    from benchmarks.quality import evidence, plots, report  # noqa: PLC0415
 
     args.out.mkdir(parents=True, exist_ok=True)
-    text = report.markdown(store)
+    summaries = report.summarise(store)
+    texts = report.pages(summaries)
+    text = "\n".join([evidence.evidence(summaries, pages=""), *texts.values()])
     (args.out / "results.md").write_text(text, "utf-8")
-    results = json.dumps(report.summarise(store), indent=1)
+    results = json.dumps(summaries, indent=1)
     (args.out / "results.json").write_text(results + "\n", "utf-8")
-    if args.page is not None:
-        page = args.page.read_text("utf-8")
-        args.page.write_text(report.insert(page, text), "utf-8")
+    if args.docs is not None:
+        evidence.write(summaries, texts, args.docs)
+        plots.overview(summaries, args.docs / "assets" / evidence.PICTURE)
     if args.plots:
-        plots.draw(store, args.out)
+        plots.draw(summaries, args.out)
+        plots.overview(summaries, args.out / evidence.PICTURE)
     sys.stdout.write(text)
 
 
@@ -137,7 +141,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--plots", action="store_true", help="draw figures too")
     add("--report", action="store_true", help="run nothing, only write the tables")
     add("--run-only", action="store_true", help="write no tables: needs only torch and NumPy")
-    add("--page", type=Path, help="Markdown file to put the tables into, between its marks")
+    add("--docs", type=Path, help="folder whose evidence.md and pages by data set to write again")
     add("--quick", action="store_true", help="a few samples and one epoch: numbers mean nothing")
     add("--no-progress", action="store_true", help="say nothing of what was run")
     args = parser.parse_args(argv)

@@ -101,12 +101,13 @@ def _compare(
             for gone in ("0", str(about["half"]))
         }
     for name, row in compared.items():
-        if name != GRF:
+        # Seeds that only one of both has run are no pairs.
+        if name != GRF and replicates[GRF]["0"].keys() & replicates[name]["0"].keys():
             found = {
                 gone: bootstrap.difference(replicates[GRF][gone], replicates[name][gone])
                 for gone in replicates[name]
             }
-            row["behind GRF"] = {
+            row["GRF minus this"] = {
                 gone: difference._asdict() | {"GRF is": difference.verdict}
                 for gone, difference in found.items()
             }
@@ -174,8 +175,8 @@ def pages(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return a page for each data set, by its name: as it comes, and encoded."""
     found: dict[str, list[str]] = {}
     for summary in summaries:
-        name = plain(summary["about"]["dataset"])
-        start = [f"# {name}", "", f"{summary['about']['title'].capitalize()}.", "", HEAD, ""]
+        name, title = plain(summary["about"]["dataset"]), summary["about"]["title"]
+        start = [f"# {name}", "", f"{title[0].upper()}{title[1:]}.", "", HEAD, ""]
         found.setdefault(name, start).extend(_dataset(summary))
     return {name: "\n".join(lines) for name, lines in found.items()}
 
@@ -231,7 +232,7 @@ def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
 
 
 def _differences(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[str]:
-    compared = [row for row in rows if "behind GRF" in row]
+    compared = [row for row in rows if "GRF minus this" in row]
     if not compared:
         return
     half = str(about["half"])
@@ -239,7 +240,7 @@ def _differences(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[s
     header = ["", "everything there", f"{GRF} is", f"{half} missing", f"{GRF} is"]
     table = []
     for row in compared:
-        found = [row["behind GRF"][gone] for gone in ("0", half)]
+        found = [row["GRF minus this"][gone] for gone in ("0", half)]
         cells = [cell for one in found for cell in (interval_of(one), one["GRF is"])]
         table.append([row["name"], *cells])
     yield from table_of(header, table)
