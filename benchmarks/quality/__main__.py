@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace, store: Store) -> None:
     say = (lambda _: None) if args.no_progress else _say
     done = sweep(source, store, settings, wanted, jobs=args.jobs, seconds=args.seconds, say=say)
     say(f"{done} trainings")
-    if args.jobs == 1 and args.seconds is None:
+    if args.jobs == 1 and args.seconds is None and not args.run_only:
         from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
 
         for name, chosen in wanted.items():

@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 # Between them stands what is generated.
 BEGIN, END = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
-COMPLETE, HALF = "everything there", "half missing"
+COMPLETE, HALF = "everything there", "about half missing"
 PICTURE = "quality_overview.svg"
 
 
@@ -275,7 +275,8 @@ def _verdicts(summaries: Sequence[Summary], point: str, features: str) -> str:
             ahead.append(name)
         losing = [other for other, side in sides.items() if side == "behind"]
         if losing:
-            behind.append(f"{name} ({', '.join(losing)})")
+            behind.append(f"{name} ({' and '.join(losing)})")
+    # Neither ahead of all nor behind one.
     level = len(summaries) - len(ahead) - len(behind)
     texts = []
     if ahead:
@@ -283,7 +284,7 @@ def _verdicts(summaries: Sequence[Summary], point: str, features: str) -> str:
     if behind:
         texts.append(f"behind another one on {_listed(behind)}")
     if level:
-        texts.append(f"neither on {_sets(level)}")
+        texts.append(f"level with the best on {_sets(level)}")
     return f"**Features {features}, {point}**, {_sets(len(summaries))}: GRF is {'; '.join(texts)}."
 
 
