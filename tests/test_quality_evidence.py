@@ -171,7 +171,8 @@ def test_conclusions_say_where_grf_is_ahead_of_all_and_where_behind_one() -> Non
 
 def test_without_rivals_nothing_is_said(tmp_path: Path) -> None:
     alone = [summary("mfeat", row(GRF, 0.5, 0.5, minus=(0, 0), group="grf"))]
-    assert evidence.evidence(alone) == evidence.evidence([]) == "No runs yet.\n"
+    assert "No runs yet." in evidence.evidence(alone)
+    assert evidence.evidence(alone) == evidence.evidence([])
     plots.overview(alone, tmp_path / "picture.svg")
     assert not list(tmp_path.iterdir())
 

@@ -40,7 +40,7 @@ def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
     shown = [summary for summary in summaries if GRF in fusions(summary)]
     shown = [summary for summary in shown if len(fusions(summary)) > 1]
     if not shown:
-        return "No runs yet.\n"
+        return "## Which fusion for whom\n\nNo runs yet.\n"
     lines = [
         "## Which fusion for whom",
         "",
