@@ -58,6 +58,7 @@ INSTANCES: dict[str, dict[str, Callable[[], nn.Module]]] = {
     },
     "ConcatFusion": {
         "default": lambda: ConcatFusion(WIDTHS, embed_dim=6),
+        "stage='pooled'": lambda: ConcatFusion(WIDTHS, embed_dim=6, stage="pooled"),
         "stage='early'": lambda: ConcatFusion(WIDTHS, embed_dim=6, stage="early", num_heads=2),
     },
     "ContrastiveAlignment": {"default": lambda: ContrastiveAlignment(WIDTHS, embed_dim=6)},

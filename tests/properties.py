@@ -47,6 +47,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CLASSES: dict[str, Callable[..., nn.Module]] = {
     "concat": ConcatFusion,
+    "pooled": ConcatFusion,
     "early": ConcatFusion,
     "weighted sum": WeightedSumFusion,
     "cross-modal": CrossModalAttentionFusion,

@@ -27,7 +27,7 @@ MASK_DTYPES = (torch.bool, torch.int64, torch.int32, torch.uint8)
 GARBAGE = (0.0, 1e30, float("nan"), float("inf"), -float("inf"))
 FAMILIAR_NAMES = ("text", "image", "audio", "depth", "touch", "radar")
 # Forms of the baselines; the classes stand in tests/properties.py.
-BASELINES = ("concat", "early", "weighted sum", "cross-modal", "mult", "alignment")
+BASELINES = ("concat", "pooled", "early", "weighted sum", "cross-modal", "mult", "alignment")
 # These compare modalities, so that one is too few.
 OF_PAIRS = ("mult", "alignment")
 _TAKEN = frozenset(dir(nn.ModuleDict()))
@@ -314,6 +314,7 @@ def baseline_calls(
     depth = {"num_layers": draw(st.integers(1, 2))}
     options: dict[str, Any] = {
         "concat": feedforward,
+        "pooled": {"stage": "pooled", **feedforward},
         "early": {"stage": "early", **heads, **depth, **feedforward},
         "weighted sum": {"weights": draw(weights_of(names))},
         "cross-modal": heads,

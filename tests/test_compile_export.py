@@ -59,6 +59,7 @@ MODES = {
 
 BASELINES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "concatenation": (ConcatFusion, {}),
+    "pooled": (ConcatFusion, {"stage": "pooled"}),
     "early": (ConcatFusion, {"stage": "early", "num_heads": HEADS}),
     "sigmoid": (WeightedSumFusion, {}),
     "softmax": (WeightedSumFusion, {"weights": "softmax"}),
@@ -173,7 +174,8 @@ class TestOneGraph:
             assert graphs() == 1, sizes
 
     @pytest.mark.parametrize(
-        ("form", "more"), [("early", {}), ("mult", {}), ("mult", {"literal": True})]
+        ("form", "more"),
+        [("pooled", {}), ("early", {}), ("mult", {}), ("mult", {"literal": True})],
     )
     def test_of_a_baseline_serves_all_lengths_without_masks(self, form: str, more: dict[str, Any]):
         names = ("text", "image")

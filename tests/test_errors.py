@@ -55,6 +55,10 @@ def make_concat(**options: Any) -> ConcatFusion:
     return ConcatFusion(WIDTHS, **{"embed_dim": EMBED} | options)
 
 
+def make_pooled(**options: Any) -> ConcatFusion:
+    return ConcatFusion(WIDTHS, **{"embed_dim": EMBED, "stage": "pooled"} | options)
+
+
 def make_early(**options: Any) -> ConcatFusion:
     early = {"embed_dim": EMBED, "stage": "early", "num_heads": HEADS}
     return ConcatFusion(WIDTHS, **early | options)
@@ -77,7 +81,16 @@ def make_alignment(**options: Any) -> ContrastiveAlignment:
     return ContrastiveAlignment(WIDTHS, **{"embed_dim": EMBED} | options)
 
 
-MAKERS = (make_fusion, make_concat, make_early, make_sum, make_cross, make_mult, make_alignment)
+MAKERS = (
+    make_fusion,
+    make_concat,
+    make_pooled,
+    make_early,
+    make_sum,
+    make_cross,
+    make_mult,
+    make_alignment,
+)
 # Every public method that takes a batch.
 CALLS = [(make, method) for make in MAKERS for method in ("forward", "presence")]
 CALLS.append((make_alignment, "embed"))
@@ -767,6 +780,7 @@ def baseline_rows(row: Callable[..., ConstructorRow]) -> Iterator[ConstructorRow
         for make, who in (
             *with_heads,
             (make_concat, concat),
+            (make_pooled, concat),
             (make_sum, total),
             (make_alignment, alignment),
         ):
@@ -777,10 +791,10 @@ def baseline_rows(row: Callable[..., ConstructorRow]) -> Iterator[ConstructorRow
         if size is not None:
             yield row(make_early, concat, "num_layers", got, size)
             yield row(make_mult, mult, "stack_dim", got, size)
-            for make in (make_concat, make_early):
+            for make in (make_concat, make_pooled, make_early):
                 yield row(make, concat, "dim_feedforward", got, size)
     for got, chance in PROBABILITIES:
-        for make, who in (*with_heads, (make_concat, concat)):
+        for make, who in (*with_heads, (make_concat, concat), (make_pooled, concat)):
             yield row(make, who, "dropout", got, chance)
     for make, who in with_heads:
         yield row(make, who, "num_heads", "embed_dim=15 and num_heads=4", 4)
@@ -945,12 +959,13 @@ class TestConstructors:
         )
 
     @pytest.mark.parametrize("argument", ["num_heads", "num_layers"])
-    def test_late_concatenation_has_no_attention(self, argument: str):
+    @pytest.mark.parametrize("stage", ["late", "pooled"])
+    def test_pooled_concatenation_has_no_attention(self, stage: str, argument: str):
         assert_refused(
-            lambda: make_concat(**{argument: 5}),
+            lambda: make_concat(stage=stage, **{argument: 5}),
             who="ConcatFusion",
             argument=argument,
-            got="with stage='late', got 5",
+            got=f"with stage='{stage}', got 5",
             error=ValueError,
         )
 

@@ -362,6 +362,7 @@ LONG: dict[str, Callable[[], nn.Module]] = {
         GatedRecurrentFusion, num_heads=3, form="residual", self_attention="linear"
     ),
     "concat": ConcatFusion,
+    "pooled": functools.partial(ConcatFusion, stage="pooled"),
     "weighted sum": WeightedSumFusion,
 }
 

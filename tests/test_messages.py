@@ -1412,7 +1412,7 @@ SAID_OF_MODULES: Said = {
     "stage": (
         lambda: make(ConcatFusion, stage="middle"),
         ValueError,
-        "ConcatFusion: expected `stage` to be one of 'late', 'early', got 'middle'.",
+        "ConcatFusion: expected `stage` to be one of 'late', 'pooled', 'early', got 'middle'.",
     ),
     "feed-forward of a concatenation": (
         lambda: make(ConcatFusion, dim_feedforward=0),
@@ -1438,6 +1438,14 @@ SAID_OF_MODULES: Said = {
         (
             "ConcatFusion: expected no `num_layers` with stage='late', got 1. "
             "The late form has no attention: use stage='early'."
+        ),
+    ),
+    "heads of a pooled concatenation": (
+        lambda: make(ConcatFusion, stage="pooled", num_heads=2),
+        ValueError,
+        (
+            "ConcatFusion: expected no `num_heads` with stage='pooled', got 2. "
+            "The pooled form has no attention: use stage='early'."
         ),
     ),
     "no heads of an early concatenation": (

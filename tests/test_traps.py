@@ -125,6 +125,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "sequence": lambda: fusion_case(fusion_call(context="sequence")),
     "unshared": lambda: fusion_case(fusion_call(share_weights=False)),
     "concatenation": lambda: baseline_case("concat"),
+    "pooled concatenation": lambda: baseline_case("pooled", stage="pooled"),
     "early": lambda: baseline_case("early", stage="early", num_heads=3),
     "sigmoid": lambda: baseline_case("weighted sum"),
     "softmax": lambda: baseline_case("weighted sum", weights="softmax"),

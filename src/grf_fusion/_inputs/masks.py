@@ -145,7 +145,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Maximum over the real steps; the lowest number where a sample has none.
+    """Maximum over the real steps; 0 where a sample has none.
 
     Shape:
         - values: ``(batch, time, dim)``
@@ -154,8 +154,8 @@ def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return values.amax(dim=1)
-    lowest = torch.finfo(values.dtype).min
-    return values.masked_fill(~mask.unsqueeze(-1), lowest).amax(dim=1)
+    largest = values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+    return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Concatenation: of what is pooled, or of all steps."""
+"""Concatenation of pooled vectors or of all steps."""
 
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -18,8 +18,9 @@ from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.call import tell_presence
-from grf_fusion._inputs.masks import masked_mean
+from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._inputs.projections import (
+    Received,
     add_positions,
     clear_empty,
     join,
@@ -36,26 +37,30 @@ class ConcatFusion(nn.Module):
     r"""Concatenate the modalities and mix them.
 
         p_k   = x_k W_k + b_k
-        late:   h = W_2 GELU(W_1 [Pool(p_1); ...; Pool(p_n)] + c_1) + c_2
-        early:  h = Pool(Encoder([p_1 + PE; ...; p_n + PE]))
+        late:    h = Mix([Pool(p_1); ...; Pool(p_n)])
+        pooled:  e_k = GELU(GELU(p_k) V_k + a_k)
+                 h = Mix([Pool(e_1); Max(e_1); ...; Pool(e_n); Max(e_n)])
+        early:   h = Pool(Encoder([p_1 + PE; ...; p_n + PE]))
+        Mix(v) = W_2 GELU(W_1 v + c_1) + c_2
 
-    Pool is the mean over real steps, PE the sinusoidal position encoding of each modality by
-    itself. The late form concatenates features; the early form concatenates steps, and every step
-    attends to the real steps of all modalities, in post-norm layers as those of
-    `torch.nn.TransformerEncoderLayer` with GELU.
+    Pool is the mean and Max the maximum over real steps, PE the sinusoidal position encoding of
+    each modality by itself. The late form concatenates features. The pooled form does so too,
+    behind a small network of its own for each modality, applied to every step: take it as the
+    baseline to beat. The early form concatenates steps, and every step attends to the real steps
+    of all modalities, in post-norm layers as those of `torch.nn.TransformerEncoderLayer` with GELU.
 
-    A modality that a sample lacks is 0 in the late form and is not attended to in the early form.
-    There are no flags of presence nor embeddings of modalities: the projections' biases, which
+    A modality that a sample lacks is 0 in the late and the pooled form and is not attended to in
+    the early form. There are no flags of presence nor embeddings of modalities: the biases, which
     reach the mixing only where a modality is present, already are both.
 
     Args:
         modalities: Name and feature width of each modality, a mapping or pairs.
         embed_dim: Width of the projections and of the result.
-        stage: ``"late"`` or ``"early"``.
+        stage: ``"late"``, ``"pooled"`` or ``"early"``.
         num_heads: Attention heads of the early form, which needs them; divides ``embed_dim``.
         num_layers: Layers of the early form; ``None`` for 1.
         dim_feedforward: Hidden width of the mixing, or of the layers' feed-forward; ``None`` for
-            ``4 * embed_dim``.
+            ``4 * embed_dim``, and for ``2 * embed_dim`` in the pooled form.
         dropout: Dropout probability in training: on the hidden features, and in the early form
             also after PE is added, on attention weights and on each residual.
         device: Where to make the parameters.
@@ -63,7 +68,7 @@ class ConcatFusion(nn.Module):
 
     Raises:
         ValueError: If a name, size, probability or option is unusable, or an option of the early
-            form is given to the late one.
+            form is given to another one.
 
     Examples:
         >>> fusion = ConcatFusion({"text": 6, "audio": 5}, embed_dim=8)
@@ -73,10 +78,11 @@ class ConcatFusion(nn.Module):
 
     modalities: dict[str, int]
     embed_dim: int
-    stage: Literal["late", "early"]
+    stage: Literal["late", "pooled", "early"]
     num_heads: int | None
     dropout: float
     projections: nn.ModuleDict
+    encoders: nn.ModuleDict | None
     mix: nn.Sequential | None
     layers: nn.ModuleList | None
 
@@ -85,7 +91,7 @@ class ConcatFusion(nn.Module):
         modalities: Modalities,
         *,
         embed_dim: int,
-        stage: Literal["late", "early"] = "late",
+        stage: Literal["late", "pooled", "early"] = "late",
         num_heads: int | None = None,
         num_layers: int | None = None,
         dim_feedforward: int | None = None,
@@ -95,11 +101,12 @@ class ConcatFusion(nn.Module):
     ) -> None:
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
-        expect_choice(OWNER, "stage", stage, ("late", "early"))
+        expect_choice(OWNER, "stage", stage, ("late", "pooled", "early"))
         if dim_feedforward is not None:
             expect_size(OWNER, "dim_feedforward", dim_feedforward)
         expect_probability(OWNER, "dropout", dropout)
-        hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
+        hidden = (2 if stage == "pooled" else 4) * embed_dim
+        hidden = hidden if dim_feedforward is None else dim_feedforward
         depth = 1 if num_layers is None else num_layers
         if stage == "early":
             if num_heads is None:
@@ -110,10 +117,10 @@ class ConcatFusion(nn.Module):
             expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
             expect_size(OWNER, "num_layers", depth)
         for argument, value in {"num_heads": num_heads, "num_layers": num_layers}.items():
-            if stage == "late" and value is not None:
+            if stage != "early" and value is not None:
                 raise ValueError(
-                    f"{OWNER}: expected no `{argument}` with stage='late', got {value!r}. "
-                    "The late form has no attention: use stage='early'."
+                    f"{OWNER}: expected no `{argument}` with stage={stage!r}, got {value!r}. "
+                    f"The {stage} form has no attention: use stage='early'."
                 )
         super().__init__()
         self.modalities = declared
@@ -121,11 +128,15 @@ class ConcatFusion(nn.Module):
         self.stage = stage
         self.num_heads = num_heads
         self.dropout = dropout
-        self.mix = self.layers = None
+        self.encoders = self.mix = self.layers = None
         self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
+        if stage == "pooled":
+            widths = dict.fromkeys(declared, embed_dim)
+            self.encoders = make_projections(widths, embed_dim, device=device, dtype=dtype)
         if num_heads is None:
+            width = (2 if stage == "pooled" else 1) * len(declared) * embed_dim
             self.mix = nn.Sequential(
-                nn.Linear(len(declared) * embed_dim, hidden, device=device, dtype=dtype),
+                nn.Linear(width, hidden, device=device, dtype=dtype),
                 nn.GELU(),
                 nn.Dropout(dropout),
                 nn.Linear(hidden, embed_dim, device=device, dtype=dtype),
@@ -175,8 +186,8 @@ class ConcatFusion(nn.Module):
         )
         parts = list(received.values())
         if self.layers is None:
-            pooled = torch.cat([part.pool() for part in parts], dim=-1)
-            return clear_empty(cast(nn.Sequential, self.mix)(pooled), parts)
+            vectors = torch.cat(self._pool(received), dim=-1)
+            return clear_empty(cast(nn.Sequential, self.mix)(vectors), parts)
         like = weight_of(self.projections)
         encoded = [add_positions(part.projected, like) for part in parts]
         x, real = join(encoded, [part.real for part in parts])
@@ -207,3 +218,12 @@ class ConcatFusion(nn.Module):
             f"modalities={self.modalities}, embed_dim={self.embed_dim}, stage={self.stage!r}, "
             f"num_heads={self.num_heads}"
         )
+
+    def _pool(self, received: Mapping[str, Received]) -> list[Tensor]:
+        if self.encoders is None:
+            return [part.pool() for part in received.values()]
+        vectors: list[Tensor] = []
+        for name, part in received.items():
+            encoded = F.gelu(self.encoders[name](F.gelu(part.projected)))
+            vectors += [masked_mean(encoded, part.real), masked_max(encoded, part.real)]
+        return vectors
