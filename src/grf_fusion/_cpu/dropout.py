@@ -2,8 +2,8 @@
 
 On the CPU PyTorch draws a Bernoulli number for each entry, which takes longer than the layers
 around it, and keeps the mask until the backward pass. Here an entry takes 16 of the 64 bits of one
-draw, and the backward pass draws them again from the same seed: a training step of workload A of the benchmarks takes 13 % less
-time. Elsewhere it is `torch`'s dropout.
+draw, and the backward pass draws them again from the same seed: a training step of workload A of
+the benchmarks takes 13 % less time. Elsewhere it is `torch`'s dropout.
 """
 
 from collections.abc import Iterator
