@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import strategies
 from grf_fusion import (
     SymmetricCrossAttentionBlock,
 )
-from grf_fusion._checks import tracing as _eager
+from grf_fusion._checks import tracing
 from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
 from grf_fusion._cpu import layout as _layout
@@ -447,11 +448,75 @@ def test_forward_mode_works_in_both_forms(how: str) -> None:
 
 def test_tiles_are_for_plain_tensors_in_full_precision() -> None:
     x = torch.zeros(3)
-    assert _eager.is_plain_call(x)
-    assert not _eager.is_plain_call(x.half())
-    assert not _eager.is_plain_call(x.to("meta"))
+    assert tracing.is_plain_call(x)
+    assert not tracing.is_plain_call(x.half())
+    assert not tracing.is_plain_call(x.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not _eager.is_plain_call(x)
+        assert not tracing.is_plain_call(x)
+
+
+# Without the part; PyTorch itself needs it.
+PRIVATE = {
+    "transforms": ("C", SimpleNamespace(_functorch=torch._C._functorch)),
+    "forward mode": ("forward_ad", SimpleNamespace()),
+}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("part", PRIVATE)
+def test_without_a_private_part_of_pytorch_its_own_layers_compute(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, modality = leaves((3, 4, DIM), (3, 11, DIM))
+    mask = torch.rand(3, 11) < 0.6
+    block = make_block(dropout=0.3, packing=True)
+    expected = block.eval()(context, modality, modality_mask=mask)
+    monkeypatch.setattr(tracing, *PRIVATE[part])
+    assert not tracing.is_plain_call(context)
+    found = block(context, modality, modality_mask=mask)
+    assert_close(dict(enumerate(found)), dict(enumerate(expected)))
+    monkeypatch.setattr(_dropout, "Keep", None)
+    monkeypatch.setattr(_dropped_attention, "Keep", None)
+    block.train()(context, modality, modality_mask=mask)[1].sum().backward()
+
+
+def test_without_the_question_for_vmap_a_transform_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(2, 3)
+    active = torch._C._are_functorch_transforms_active
+    for functorch in ({"_functorch": SimpleNamespace()}, {}):
+        part = SimpleNamespace(_are_functorch_transforms_active=active, **functorch)
+        monkeypatch.setattr(tracing, "C", part)
+        seen: list[bool] = []
+        vmap(lambda row, seen=seen: seen.append(tracing.is_batched(row)) or row)(x)
+        assert [*seen, tracing.is_batched(x)] == [True, False]
+
+
+@pytest.mark.parametrize("name", [*tracing.FORWARD_HOOKS, *tracing.BACKWARD_HOOKS])
+def test_a_layer_without_a_dictionary_of_hooks_is_called(name: str) -> None:
+    layer = nn.Linear(2, 3)
+    assert tracing.is_untouched(layer)
+    delattr(layer, name)
+    assert not tracing.is_untouched(layer)
+
+
+@DTYPES
+@pytest.mark.parametrize("without", [None, "out", "_softmax_backward_data"])
+def test_gradient_of_softmax(
+    without: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scores,) = leaves((2, 5, 7), dtype=dtype)
+    weights, gradient = scores.softmax(dim=-1), torch.randn(2, 5, 7, dtype=dtype)
+    aten = SimpleNamespace(_softmax_backward_data=torch.ops.aten._softmax_backward_data)
+    if without == "out":
+        aten = SimpleNamespace(_softmax_backward_data=None)
+    elif without:
+        aten = SimpleNamespace()
+    (expected,) = torch.autograd.grad(weights, [scores], gradient)
+    monkeypatch.setattr(tracing.torch, "ops", SimpleNamespace(aten=aten))
+    out = torch.empty_like(gradient)
+    tracing.softmax_backward(gradient, weights.detach(), out=out)
+    monkeypatch.undo()
+    assert_close({"scores": out}, {"scores": expected})
 
 
 @pytest.mark.usefixtures("always")

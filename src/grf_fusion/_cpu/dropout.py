@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.tracing import Formula, is_plain_call, is_untouched
+from grf_fusion._checks.tracing import is_plain_call, is_untouched
+from grf_fusion._cpu.formula import Formula
 
 # Entries that are worked on at a time: with a few such buffers a processor's cache is well used.
 TILE = 2**17
