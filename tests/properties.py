@@ -30,7 +30,6 @@ from grf_fusion import (
 )
 from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
-from grf_fusion._cpu import feedforward as _feedforward
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._layers import attention as _attention
 from grf_fusion.baselines import (
@@ -66,9 +65,9 @@ Run = Callable[[Callable[..., Any], Named, Named, Tensor | None], Named]
 
 def compute_in_tiles(patch: pytest.MonkeyPatch, tile: int | None = None) -> None:
     """Compute inputs of any size as large ones are, in tiles of so many entries."""
-    for module in (_attention, _dropout, _feedforward, _layout):
+    for module in (_attention, _dropout, _layout):
         patch.setattr(module, "FEW", 0)
-    for module in (_dropout, _dropped_attention, _feedforward):
+    for module in (_dropout, _dropped_attention):
         patch.setattr(module, "TILE", module.TILE if tile is None else tile)
 
 

@@ -72,9 +72,9 @@ def test_numbers_kept(size: tuple[int, int, int, int], options: dict[str, Any]) 
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         fusion(features)
-    a_step = 2.5 * layers + 1
+    a_step = 10.5 * layers + 1
     if options.get("checkpoint"):
         a_step = layers + 0.3
     elif options.get("self_attention"):
-        a_step = 9 * layers
+        a_step = 17 * layers
     assert sum(kept.values()) / 4 == pytest.approx(n * BATCH * time * dim * a_step, rel=TOLERANCE)

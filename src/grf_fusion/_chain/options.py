@@ -9,8 +9,8 @@ from grf_fusion._checks.arguments import (
     expect_probability,
     expect_size,
 )
-from grf_fusion._cpu.feedforward import ACTIVATIONS
 from grf_fusion._layers.block import check_block_options
+from grf_fusion._layers.decoder import ACTIVATIONS
 from grf_fusion._layers.gate import check_unit_options
 
 OWNER = "GatedRecurrentFusion"

@@ -17,12 +17,10 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._checks.tracing import can_read
-from grf_fusion._cpu.feedforward import ACTIVATIONS
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
 from grf_fusion._layers.attention import AttentionWeights
-from grf_fusion._layers.decoder import DecoderLayer, run_layers
+from grf_fusion._layers.decoder import ACTIVATIONS, DecoderLayer, run_layers
 
 OWNER = "SymmetricCrossAttentionBlock"
 

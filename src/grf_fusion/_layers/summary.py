@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._cpu.feedforward import ACTIVATIONS
 from grf_fusion._inputs.masks import masked_max, masked_mean
+from grf_fusion._layers.decoder import ACTIVATIONS
 
 
 class ModalitySummary(nn.Module):
