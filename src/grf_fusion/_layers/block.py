@@ -292,7 +292,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         if torch.compiler.is_compiling():
             return False
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
-        if not all(mask is None or can_read(mask) for mask in masks):
+        if context.is_meta or not all(mask is None or can_read(mask) for mask in masks):
             return False
         return worth_packing(masks, packing=self.packing)
 
