@@ -17,6 +17,7 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
+from grf_fusion._checks.tracing import can_read
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
 from grf_fusion._layers.attention import AttentionWeights
@@ -292,7 +293,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         if torch.compiler.is_compiling():
             return False
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
-        if not all(mask is None or can_read(mask) for mask in masks):
+        if context.is_meta or not all(mask is None or can_read(mask) for mask in masks):
             return False
         return worth_packing(masks, packing=self.packing, width=self.embed_dim)
 
