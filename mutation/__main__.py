@@ -1,6 +1,6 @@
 """Change the source in every way that mutmut knows, and count what the tests notice.
 
-    python -m mutation _masks _gate      these files of src/grf_fusion; without names, all
+    python -m mutation _inputs/masks     these files of src/grf_fusion; without names, all
     python -m mutation rest --every 20   all files that have no tests below, one mutant in 20
     python -m mutation --table           what is known so far, and every mutant that is left
 
@@ -31,15 +31,18 @@ ERRORS = ["tests/test_errors.py", "tests/test_messages.py"]
 PROPERTIES = [*ERRORS, "tests/test_guarantees.py", "tests/test_reference.py", "-k"]
 EVERY_ERROR = "test_errors or test_messages"
 TESTS = {
-    "_checkpoint_files": ["tests/test_checkpoints.py", "tests/test_messages.py"],
-    "_gate": [*ERRORS, "tests/test_gate.py"],
-    "_gradient_modulation": ["tests/test_gradient_modulation.py", "tests/test_messages.py"],
-    "_masks": [*ERRORS, "tests/test_masks.py"],
-    "_modality_dropout": [*PROPERTIES, f"{EVERY_ERROR} or modality_dropout or repr_shows"],
-    "_options": ERRORS,
-    "_positions": ["tests/test_positions.py"],
-    "_shapes": ERRORS,
-    "_state": [*ERRORS, "tests/test_state.py"],
+    "checkpoints/_files": ["tests/test_checkpoints.py", "tests/test_messages.py"],
+    "_layers/gate": [*ERRORS, "tests/test_gate.py"],
+    "_training/gradient_modulation": [
+        "tests/test_gradient_modulation.py",
+        "tests/test_messages.py",
+    ],
+    "_inputs/masks": [*ERRORS, "tests/test_masks.py"],
+    "_training/modality_dropout": [*PROPERTIES, f"{EVERY_ERROR} or modality_dropout or repr_shows"],
+    "_checks/options": ERRORS,
+    "_inputs/positions": ["tests/test_positions.py"],
+    "_checks/arguments": ERRORS,
+    "_chain/state": [*ERRORS, "tests/test_state.py"],
     "env": ["tests/test_env.py"],
 }
 # Where many tests look at a file, and all minutes that each mutant takes cannot be had.
@@ -66,28 +69,28 @@ TESTS[REST] = [
 # may differ, and why that does not matter.
 EQUIVALENT = [
     ("", r"cast\((None|\"[^\"]*\"|\w+), ", "typing.cast returns its second argument, whatever"),
-    ("_checkpoint_files", r", (strict=\w+)?\)$", "the names have just been found equal"),
-    ("_dropped_attention", r", (strict=\w+)?\)$", "query, key and value have a span each"),
+    ("checkpoints/_files", r", (strict=\w+)?\)$", "the names have just been found equal"),
+    ("_cpu/dropped_attention", r", (strict=\w+)?\)$", "query, key and value have a span each"),
     (
-        "_dropped_attention",
+        "_cpu/dropped_attention",
         r", (memory_format=DENSE|out=weight)?\)$",
         "only where the numbers lie differs",
     ),
-    ("_gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
+    ("_layers/gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
     (
-        "_gradient_modulation",
+        "_training/gradient_modulation",
         r", (strict=\w+)?\)(\)|:)",
         "each has one entry a modality or an axis",
     ),
-    ("_layout", r", (strict=\w+)?\):", "each group has a longest member"),
-    ("_layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
-    ("_masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
-    ("_modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
-    ("_positions", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
-    ("_shapes", r", (strict=\w+)?\):", "the numbers of axes have just been found equal"),
-    ("_shapes", r"fits = (False|None)", "only its truth is asked for"),
-    ("_state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),
-    ("_step", r", (strict=\w+)?\)\):", "it has just been found a pair"),
+    ("_cpu/layout", r", (strict=\w+)?\):", "each group has a longest member"),
+    ("_cpu/layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
+    ("_inputs/masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
+    ("_training/modality_dropout", r"-[12]\.0", "luck is at least 0: -1 and -2 are both less"),
+    ("_inputs/positions", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
+    ("_checks/arguments", r", (strict=\w+)?\):", "the numbers of axes have just been found equal"),
+    ("_checks/arguments", r"fits = (False|None)", "only its truth is asked for"),
+    ("_chain/state", r", (strict=\w+)?\):", "a FusionState has as many values as it has fields"),
+    ("_chain/step", r", (strict=\w+)?\)\):", "it has just been found a pair"),
     ("baselines/_cross_modal", r"need_weights=\w+", "the weights are thrown away"),
     ("baselines/_mult_stack", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
     ("diagnostics/_missing_curve", r"~call\.here, [23]\.0", "luck is below 1: both come last"),
@@ -167,7 +170,9 @@ def run(name: str, every: int) -> None:
         "PYTHONPATH": str(REPOSITORY),
     }
     worker = [sys.executable, "-P", "-m", "mutation.worker"]
-    command = [*worker, str(RESULTS / f"{name}.json"), str(every)]
+    results = RESULTS / f"{name}.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    command = [*worker, str(results), str(every)]
     subprocess.run(command, cwd=prepare(name), env=environment, check=True)
 
 
@@ -187,7 +192,7 @@ def table() -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     left: list[str] = []
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(RESULTS.rglob("*.json")):
         for mutant, result in json.loads(path.read_text("utf-8")).items():
             file = "/".join(mutant.removeprefix("grf_fusion.").split(".")[:-1])
             counts[file]["mutants"] += result.get("count", 1)

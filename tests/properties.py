@@ -26,12 +26,12 @@ from grf_fusion import (
     GatedFusionUnit,
     GatedRecurrentFusion,
     SymmetricCrossAttentionBlock,
-    _attention,
-    _dropout,
-    _dropped_attention,
-    _feedforward,
-    _layout,
 )
+from grf_fusion._cpu import dropout as _dropout
+from grf_fusion._cpu import dropped_attention as _dropped_attention
+from grf_fusion._cpu import feedforward as _feedforward
+from grf_fusion._cpu import layout as _layout
+from grf_fusion._layers import attention as _attention
 from grf_fusion.baselines import (
     ConcatFusion,
     ContrastiveAlignment,

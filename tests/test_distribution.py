@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from test_project import LAYERS, REPOSITORY, path_of
+from test_project import REPOSITORY, SOURCE
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
 VERSION = PROJECT["project"]["version"]
@@ -118,7 +118,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
         names = archive.namelist()
     assert sorted(names) == sorted(
         [
-            *(f"grf_fusion/{path_of(name)}" for name in LAYERS),
+            *(f"grf_fusion/{path.relative_to(SOURCE).as_posix()}" for path in SOURCE.rglob("*.py")),
             "grf_fusion/py.typed",
             *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")),
         ]

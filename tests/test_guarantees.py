@@ -31,8 +31,8 @@ from grf_fusion import (
     SymmetricCrossAttentionBlock,
     mask_from_lengths,
 )
-from grf_fusion._attention import Attention, OneKeyAttention
-from grf_fusion._layout import Padded
+from grf_fusion._cpu.layout import Padded
+from grf_fusion._layers.attention import Attention, OneKeyAttention
 from grf_fusion.baselines import ConcatFusion, WeightedSumFusion
 from properties import NAN, Case, assert_same_bits, build, fusion_case, really_present
 from strategies import FusionCall

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from grf_fusion import mask_from_lengths
-from grf_fusion._masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
+from grf_fusion._inputs.masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
 
 NAN, INF = float("nan"), float("inf")
 CPU, META = torch.device("cpu"), torch.device("meta")

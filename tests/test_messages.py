@@ -32,10 +32,8 @@ from grf_fusion import (
     modulate_gradients,
     viz,
 )
-from grf_fusion._author_weights import check_shapes
-from grf_fusion._masks import as_mask
-from grf_fusion._options import check_factory, check_modalities, check_modality, check_part
-from grf_fusion._shapes import (
+from grf_fusion._chain.state import check_state
+from grf_fusion._checks.arguments import (
     describe_shape,
     expect_choice,
     expect_flag,
@@ -48,7 +46,8 @@ from grf_fusion._shapes import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._state import check_state
+from grf_fusion._checks.options import check_factory, check_modalities, check_modality, check_part
+from grf_fusion._inputs.masks import as_mask
 from grf_fusion.baselines import (
     ConcatFusion,
     ContrastiveAlignment,
@@ -57,6 +56,7 @@ from grf_fusion.baselines import (
     WeightedSumFusion,
 )
 from grf_fusion.checkpoints import load_author_checkpoint
+from grf_fusion.checkpoints._author_weights import check_shapes
 from grf_fusion.parallel import tensor_parallel_plan
 from grf_fusion.viz import _canvas
 

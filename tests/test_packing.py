@@ -20,11 +20,11 @@ import strategies
 from grf_fusion import (
     GatedRecurrentFusion,
     SymmetricCrossAttentionBlock,
-    _attention,
-    _layout,
     mask_from_lengths,
 )
-from grf_fusion import _block as block_module
+from grf_fusion._cpu import layout as _layout
+from grf_fusion._layers import attention as _attention
+from grf_fusion._layers import block as block_module
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion
 from properties import assert_close
 from strategies import FusionCall

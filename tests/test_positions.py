@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from grf_fusion import GatedRecurrentFusion, _positions
-from grf_fusion._positions import sinusoidal_positions
+from grf_fusion import (
+    GatedRecurrentFusion,
+)
+from grf_fusion._inputs import positions as _positions
+from grf_fusion._inputs.positions import sinusoidal_positions
 from reference import reference_positions
 
 CPU = torch.device("cpu")

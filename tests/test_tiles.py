@@ -17,16 +17,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import strategies
 from grf_fusion import (
     SymmetricCrossAttentionBlock,
-    _attention,
-    _dropout,
-    _dropped_attention,
-    _eager,
-    _feedforward,
-    _layout,
 )
-from grf_fusion._dropout import Keep, drop
-from grf_fusion._dropped_attention import Piece, Plan
-from grf_fusion._feedforward import Options
+from grf_fusion._checks import tracing as _eager
+from grf_fusion._cpu import dropout as _dropout
+from grf_fusion._cpu import dropped_attention as _dropped_attention
+from grf_fusion._cpu import feedforward as _feedforward
+from grf_fusion._cpu import layout as _layout
+from grf_fusion._cpu.dropout import Keep, drop
+from grf_fusion._cpu.dropped_attention import Piece, Plan
+from grf_fusion._cpu.feedforward import Options
+from grf_fusion._layers import attention as _attention
 from properties import (
     Case,
     Named,

@@ -7,9 +7,9 @@ from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
-from grf_fusion._attention import Attention, OneKeyAttention
-from grf_fusion._layer import DecoderLayer
-from grf_fusion._linear_attention import LinearAttention
+from grf_fusion._layers.attention import Attention, OneKeyAttention
+from grf_fusion._layers.decoder import DecoderLayer
+from grf_fusion._layers.linear_attention import LinearAttention
 
 __all__ = ["tensor_parallel_plan"]
 

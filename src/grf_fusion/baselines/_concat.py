@@ -8,12 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._eager import is_plain_call
-from grf_fusion._inputs import tell_presence
-from grf_fusion._layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._masks import masked_mean
-from grf_fusion._options import Modalities, check_modalities
-from grf_fusion._receive import (
+from grf_fusion._checks.arguments import (
+    expect_choice,
+    expect_heads,
+    expect_probability,
+    expect_size,
+)
+from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.tracing import is_plain_call
+from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
+from grf_fusion._inputs.call import tell_presence
+from grf_fusion._inputs.masks import masked_mean
+from grf_fusion._inputs.projections import (
     add_positions,
     clear_empty,
     join,
@@ -21,7 +27,6 @@ from grf_fusion._receive import (
     receive_all,
     weight_of,
 )
-from grf_fusion._shapes import expect_choice, expect_heads, expect_probability, expect_size
 from grf_fusion.baselines._encoder import EncoderLayer
 
 OWNER = "ConcatFusion"

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._attention import Attention
-from grf_fusion._dropout import drop
-from grf_fusion._feedforward import feedforward
-from grf_fusion._layout import Layout
+from grf_fusion._cpu.dropout import drop
+from grf_fusion._cpu.feedforward import feedforward
+from grf_fusion._cpu.layout import Layout
+from grf_fusion._layers.attention import Attention
 
 
 class EncoderLayer(nn.Module):

@@ -7,15 +7,21 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._inputs import Arrival, check_call, tell_presence
-from grf_fusion._options import Modalities, check_modalities
-from grf_fusion._receive import Received, clear_empty, make_projections, project_all, weight_of
-from grf_fusion._shapes import (
+from grf_fusion._checks.arguments import (
     ShapeError,
     expect_flag,
     expect_heads,
     expect_probability,
     expect_size,
+)
+from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._inputs.call import Arrival, check_call, tell_presence
+from grf_fusion._inputs.projections import (
+    Received,
+    clear_empty,
+    make_projections,
+    project_all,
+    weight_of,
 )
 from grf_fusion.baselines._mult_stack import MulTStack, extent
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._attention import split_heads
-from grf_fusion._dropout import drop
-from grf_fusion._feedforward import feedforward
+from grf_fusion._cpu.dropout import drop
+from grf_fusion._cpu.feedforward import feedforward
+from grf_fusion._layers.attention import split_heads
 
 
 class Sight(NamedTuple):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._inputs import tell_presence
-from grf_fusion._masks import unmask_empty
-from grf_fusion._options import Modalities, check_modalities
-from grf_fusion._receive import make_projections, receive_all, weight_of
-from grf_fusion._shapes import expect_choice, expect_size
+from grf_fusion._checks.arguments import expect_choice, expect_size
+from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._inputs.call import tell_presence
+from grf_fusion._inputs.masks import unmask_empty
+from grf_fusion._inputs.projections import make_projections, receive_all, weight_of
 
 OWNER = "WeightedSumFusion"
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._attention import AttentionWeights
-from grf_fusion._block import SymmetricCrossAttentionBlock
-from grf_fusion._fusion import GatedRecurrentFusion
-from grf_fusion._shapes import ShapeError
+from grf_fusion._chain.fusion import GatedRecurrentFusion
+from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._layers.attention import AttentionWeights
+from grf_fusion._layers.block import SymmetricCrossAttentionBlock
 from grf_fusion.diagnostics._calls import evaluating
 from grf_fusion.diagnostics._trace import read_trace
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._shapes import ShapeError, expect_shape, expect_tensor
+from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
 
 Features = Mapping[str, Tensor | None]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._shapes import expect_size
+from grf_fusion._checks.arguments import expect_size
 from grf_fusion.diagnostics._calls import Call, check_call, draw, evaluating, score
 from grf_fusion.diagnostics._options import expect_function, expect_several
 from grf_fusion.diagnostics._trace import mean_where

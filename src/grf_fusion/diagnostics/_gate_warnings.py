@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from grf_fusion._state import FusionTrace
+from grf_fusion._chain.state import FusionTrace
 from grf_fusion.diagnostics._gate_statistics import gate_statistics
 from grf_fusion.diagnostics._options import expect_fraction
 from grf_fusion.diagnostics._trace import read_trace

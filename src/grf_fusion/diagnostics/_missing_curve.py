@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._shapes import expect_size
+from grf_fusion._checks.arguments import expect_size
 from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
 from grf_fusion.diagnostics._options import expect_function
 

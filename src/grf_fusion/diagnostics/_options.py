@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-from grf_fusion._shapes import ShapeError
+from grf_fusion._checks.arguments import ShapeError
 
 
 def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1.0) -> None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grf_fusion._fusion import GatedRecurrentFusion
-from grf_fusion._shapes import ShapeError, expect_size
+from grf_fusion._chain.fusion import GatedRecurrentFusion
+from grf_fusion._checks.arguments import ShapeError, expect_size
 from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
 from grf_fusion.diagnostics._options import expect_function
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grf_fusion._state import FusionTrace
+from grf_fusion._chain.state import FusionTrace
 from grf_fusion.diagnostics._trace import mean_where, read_trace
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grf_fusion._shapes import ShapeError, expect_shape, expect_tensor
-from grf_fusion._state import FusionTrace
+from grf_fusion._chain.state import FusionTrace
+from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
 
 
 class Steps(NamedTuple):

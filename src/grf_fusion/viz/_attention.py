@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from grf_fusion._shapes import ShapeError, expect_shape, expect_tensor
+from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
 from grf_fusion.viz._canvas import Axes, choose_axes, draw_heat_map, mark_whole_numbers
 
 

@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from grf_fusion._shapes import ShapeError, expect_shape, expect_tensor
-from grf_fusion._state import FusionTrace
+from grf_fusion._chain.state import FusionTrace
+from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
 from grf_fusion.diagnostics._trace import read_trace
 from grf_fusion.viz._canvas import MARKERS, Axes, choose_axes, choose_colours, list_of
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 
-from grf_fusion._shapes import ShapeError
+from grf_fusion._checks.arguments import ShapeError
 from grf_fusion.diagnostics import MissingCurve, OrderSensitivity
 from grf_fusion.viz._canvas import (
     BLUE,

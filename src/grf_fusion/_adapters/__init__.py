@@ -1,0 +1,1 @@
+"""Fusion inside other people's models."""

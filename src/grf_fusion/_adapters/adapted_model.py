@@ -1,0 +1,255 @@
+"""A pretrained model with adapters behind some of its layers."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from grf_fusion._adapters.adapter import FusionAdapter
+from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._inputs.call import check_mapping, check_present
+
+OWNER = "AdaptedModel"
+
+
+class AdaptedModel(nn.Module):
+    r"""Run adapters behind some layers of a pretrained model, and leave the model as it is.
+
+    The output of each named layer goes through its adapter before the next layer reads it; of a
+    tuple that is the first entry. The host's modules, parameters and the keys of its ``state_dict``
+    stay the same, so its checkpoints load as ever, before and after; the adapters' forward hooks
+    are all that is added, and `remove` takes them off.
+
+    The host's layers can only be called through this module, which knows the features: a call
+    around it raises. That includes a host that recomputes its own layers in the backward pass
+    (``gradient_checkpointing_enable()``); give the adapters ``checkpoint=True`` instead, or
+    checkpoint the call of this module as a whole.
+
+    Args:
+        host: The pretrained model.
+        adapters: By the name of a layer, as in ``host.named_modules()``, the adapter behind it.
+
+    Raises:
+        ValueError: If there is no adapter, one is something else than a `FusionAdapter`, the host
+            has no layer of that name or has adapters already, or two adapters declare a modality in
+            different widths.
+
+    Examples:
+        >>> import torch
+        >>> layer = nn.TransformerEncoderLayer(8, 2, batch_first=True)
+        >>> host = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        >>> adapter = FusionAdapter({"image": 6}, embed_dim=8, num_heads=2)
+        >>> model = AdaptedModel(host, adapters={"layers.0": adapter})
+        >>> model(torch.randn(4, 7, 8), features={"image": torch.randn(4, 5, 6)}).shape
+        torch.Size([4, 7, 8])
+        >>> model.remove() is host
+        True
+    """
+
+    layers: tuple[str, ...]
+    modalities: dict[str, int]
+    host: nn.Module
+    adapters: nn.ModuleList
+
+    def __init__(self, host: nn.Module, *, adapters: Mapping[str, FusionAdapter]) -> None:
+        declared = _check_adapters(host, adapters)
+        super().__init__()
+        self.layers = tuple(adapters)
+        self.modalities = declared
+        self.host = host
+        self.adapters = nn.ModuleList(adapters.values())
+        self._call = _Call(declared)
+        self._handles: list[RemovableHandle] = [
+            host.get_submodule(name).register_forward_hook(_Hook(name, adapter, self._call))
+            for name, adapter in adapters.items()
+        ]
+
+    @override
+    def forward(
+        self,
+        *args: Any,
+        features: Mapping[str, Tensor | None],
+        hidden_mask: Tensor | None = None,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the host, with the adapters behind its layers.
+
+        Args:
+            *args: The host's positional arguments.
+            features: Features by modality; each adapter reads those that it declares.
+            hidden_mask: Real steps of the hidden states, usually the ``attention_mask`` that the
+                host is given too; ``None`` for all.
+            masks: Real steps by modality.
+            present: Which sample has which modality, columns in the order of ``modalities``: as the
+                adapters declare them, the first one first.
+            **kwargs: The host's keyword arguments.
+
+        Returns:
+            What the host returns.
+
+        Shape:
+            - features: ``(batch, time_k, d_k)`` each
+            - hidden_mask: ``(batch, time)``
+            - masks: ``(batch, time_k)`` each
+            - present: ``(batch, modalities)``
+
+        Raises:
+            ShapeError: If something does not fit an adapter, or a layer returns no tensor.
+        """
+        given = check_mapping(OWNER, "features", features, self.modalities)
+        real = check_mapping(OWNER, "masks", {} if masks is None else masks, self.modalities)
+        self._call.begin(_Given(given, hidden_mask, real, present))
+        try:
+            return self.host(*args, **kwargs)
+        finally:
+            self._call.end()
+
+    def remove(self) -> nn.Module:
+        """Take the adapters off.
+
+        Returns:
+            The host, as it was before.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return self.host
+
+    @override
+    def extra_repr(self) -> str:
+        """Show where the adapters are."""
+        return f"layers={self.layers}"
+
+
+class _Given(NamedTuple):
+    """What a call brings for the adapters."""
+
+    features: Mapping[str, Any]
+    mask: Tensor | None
+    masks: Mapping[str, Any]
+    present: Tensor | None
+
+
+class _Call:
+    """The call that is running, if any; a server may run one in each of its threads."""
+
+    def __init__(self, declared: Mapping[str, int]) -> None:
+        self.declared = list(declared)
+        # By thread and not a `threading.local`, which can be neither copied nor saved.
+        self._running: dict[int, _Given] = {}
+
+    @property
+    def given(self) -> _Given | None:
+        """What the call of this thread brings."""
+        return self._running.get(_thread())
+
+    def begin(self, given: _Given) -> None:
+        """Start a call in this thread."""
+        self._running[_thread()] = given
+
+    def end(self) -> None:
+        """End it."""
+        del self._running[_thread()]
+
+    def enrich(self, adapter: FusionAdapter, hidden: Tensor, given: _Given) -> Tensor:
+        """Give an adapter what it declares."""
+        names, present = list(adapter.modalities), given.present
+        if present is not None:
+            present = check_present(
+                OWNER,
+                present,
+                batch=hidden.shape[0],
+                device=hidden.device,
+                modalities=len(self.declared),
+            )[:, [self.declared.index(name) for name in names]]
+        features, masks = (
+            {name: values[name] for name in names if name in values}
+            for values in (given.features, given.masks)
+        )
+        return cast(
+            Tensor, adapter(hidden, features, mask=given.mask, masks=masks, present=present)
+        )
+
+
+def _thread() -> int:
+    # While tracing one call is looked at, and what it brings becomes an input of the graph.
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class _Hook:
+    """Puts an adapter behind a layer; a class, so that models can be copied and saved."""
+
+    def __init__(self, name: str, adapter: FusionAdapter, call: _Call) -> None:
+        self.name = name
+        self.adapter = adapter
+        self.call = call
+
+    def __call__(self, _layer: nn.Module, _args: object, output: object) -> object:
+        given = self.call.given
+        if given is None:
+            raise ShapeError(
+                f"{OWNER}: expected `host` to run inside a call of the AdaptedModel, got layer "
+                f"{self.name!r} called without one. Call the AdaptedModel, or take the adapters "
+                "off with `remove()`; recompute with the adapters' checkpoint=True, not the host's."
+            )
+        hidden, rest = _split(output)
+        if not isinstance(hidden, Tensor):
+            raise ShapeError(
+                f"{OWNER}: expected `adapters[{self.name!r}]` to stand behind a layer that returns "
+                "its hidden states, alone or first in a tuple, "
+                f"got {type(hidden).__name__}."
+            )
+        enriched = self.call.enrich(self.adapter, hidden, given)
+        return enriched if rest is None else (enriched, *rest)
+
+
+def _split(output: object) -> tuple[object, tuple[object, ...] | None]:
+    """Take hidden states off a layer's output; nothing is left of what is no tuple."""
+    if not isinstance(output, tuple):
+        return output, None
+    parts = cast("tuple[object, ...]", output)
+    return (parts[0] if parts else parts), parts[1:]
+
+
+def _check_adapters(host: object, adapters: object) -> dict[str, int]:
+    """Return the modalities of all adapters."""
+    if not isinstance(host, nn.Module):
+        raise ValueError(f"{OWNER}: expected `host` to be an nn.Module, got {type(host).__name__}.")
+    if not isinstance(adapters, Mapping) or not adapters:
+        raise ValueError(
+            f"{OWNER}: expected `adapters` to map names of layers to adapters, "
+            f"got {cast(object, adapters)!r}."
+        )
+    known = dict(cast("Iterator[tuple[str, nn.Module]]", host.named_modules()))
+    for name, layer in known.items():
+        hooks = cast("Mapping[int, object]", layer._forward_hooks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        if any(isinstance(hook, _Hook) for hook in hooks.values()):
+            raise ValueError(
+                f"{OWNER}: expected `host` without adapters, got some behind its layer {name!r}. "
+                "Give all adapters to one AdaptedModel, or take the first ones off with `remove()`."
+            )
+    declared: dict[str, int] = {}
+    for name, adapter in cast("Mapping[Any, object]", adapters).items():
+        if not isinstance(adapter, FusionAdapter):
+            raise ValueError(
+                f"{OWNER}: expected `adapters[{name!r}]` to be a FusionAdapter, "
+                f"got {type(adapter).__name__}."
+            )
+        if name not in known:
+            raise ValueError(
+                f"{OWNER}: expected `adapters` to name layers of the host as "
+                f"`host.named_modules()` does, got {name!r}."
+            )
+        for modality, dim in adapter.modalities.items():
+            if declared.setdefault(modality, dim) != dim:
+                raise ValueError(
+                    f"{OWNER}: expected `adapters` to declare {modality!r} with one width, "
+                    f"got {declared[modality]} and {dim}."
+                )
+    return declared

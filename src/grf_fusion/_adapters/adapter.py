@@ -1,0 +1,207 @@
+"""A fusion step inside somebody else's layers, which at first changes nothing."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._checks.arguments import (
+    expect_floating,
+    expect_shape,
+    expect_size,
+    expect_steps,
+    expect_tensor,
+)
+from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._cpu.dropout import drop
+from grf_fusion._inputs.call import check_call
+from grf_fusion._inputs.masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
+from grf_fusion._inputs.projections import Received, add_positions, make_projections, project_all
+from grf_fusion._layers.block import SymmetricCrossAttentionBlock
+from grf_fusion._layers.gate import GatedFusionUnit
+
+OWNER = "FusionAdapter"
+
+
+class FusionAdapter(nn.Module):
+    r"""Enrich the hidden states of a pretrained model with other modalities.
+
+    With the hidden states ``h`` and modality ``k`` a sequence ``x_k``, one after the other:
+
+        p_k      = x_k W_k + b_k + PE                       projections
+        (s', m') = SCA(LN(h), p_k)                          SymmetricCrossAttentionBlock
+        h        = GFU(h, s' + Pool(m'))                    GatedFusionUnit, identity_init
+
+    Pool is the mean over real steps, PE the sinusoidal position encoding. Source: GRF, arXiv
+    2507.02985, with the hidden states in the place of the context.
+
+    The gate is closed at the start: the result is ``hidden`` bit for bit, in training too, until
+    the first step of an optimiser has opened it. That first step moves ``unit.gate_scale`` alone;
+    from the second one on every parameter has a gradient. The hidden states of a sample
+    that lacks a modality stay as they are bit for bit, and so do padded steps, whatever they hold.
+
+    Differences from the paper: the gate keeps ``h`` itself instead of the enriched context, and the
+    update is the sum of both enriched sequences, so that a closed gate is the identity.
+
+    Args:
+        modalities: Name and feature width of each modality, in the order of fusion; a mapping or
+            pairs.
+        embed_dim: Width of the hidden states.
+        num_heads: Attention heads; divides ``embed_dim``.
+        num_layers: Layers of each stack of the block.
+        dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
+        dropout: Dropout probability in training: after PE is added, and in the block.
+        activation: ``"gelu"`` or ``"relu"``, in the block.
+        norm_first: Pre-norm instead of post-norm layers in the block.
+        self_attention: Whether the block's layers have self-attention; see
+            `SymmetricCrossAttentionBlock`.
+        symmetric: Whether the modality is enriched too.
+        packing: Whether the block computes real steps only, see `SymmetricCrossAttentionBlock`.
+        checkpoint: Whether the block computes its layers again for the gradient, likewise.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+
+    Raises:
+        ValueError: If a name, size, probability or option is unusable.
+
+    Examples:
+        >>> adapter = FusionAdapter({"image": 6}, embed_dim=8, num_heads=2)
+        >>> hidden = torch.randn(4, 7, 8)
+        >>> torch.equal(adapter(hidden, {"image": torch.randn(4, 5, 6)}), hidden)
+        True
+    """
+
+    modalities: dict[str, int]
+    embed_dim: int
+    projections: nn.ModuleDict
+    position_dropout: nn.Dropout
+    norm: nn.LayerNorm
+    block: SymmetricCrossAttentionBlock
+    unit: GatedFusionUnit
+
+    def __init__(
+        self,
+        modalities: Modalities,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        num_layers: int = 1,
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        norm_first: bool = True,
+        self_attention: bool | Literal["linear"] = False,
+        symmetric: bool = True,
+        packing: bool | Literal["auto"] = "auto",
+        checkpoint: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        declared = check_modalities(OWNER, modalities)
+        expect_size(OWNER, "embed_dim", embed_dim)
+        super().__init__()
+        self.modalities = declared
+        self.embed_dim = embed_dim
+        self.block = SymmetricCrossAttentionBlock(
+            embed_dim,
+            num_heads=num_heads,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            norm_first=norm_first,
+            self_attention=self_attention,
+            symmetric=symmetric,
+            packing=packing,
+            checkpoint=checkpoint,
+            device=device,
+            dtype=dtype,
+        )
+        self.unit = GatedFusionUnit(
+            embed_dim, norm=False, identity_init=True, device=device, dtype=dtype
+        )
+        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
+        self.position_dropout = nn.Dropout(dropout)
+
+    @override
+    def forward(
+        self,
+        hidden: Tensor,
+        features: Mapping[str, Tensor | None],
+        *,
+        mask: Tensor | None = None,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Enrich the hidden states.
+
+        Args:
+            hidden: Hidden states.
+            features: Features by modality, as in `GatedRecurrentFusion.forward`; it may be empty.
+            mask: Real steps of ``hidden``, bool or integer 0/1, ``True`` = real, as a tokenizer's
+                ``attention_mask``; ``None`` for all.
+            masks: Real steps by modality, likewise.
+            present: Which sample has which modality, columns in declared order; ``None`` for all.
+
+        Returns:
+            The enriched hidden states.
+
+        Shape:
+            - hidden: ``(batch, time, embed_dim)``
+            - features: ``(batch, time_k, d_k)`` each, lengths independent
+            - mask: ``(batch, time)``
+            - masks: ``(batch, time_k)`` each
+            - present: ``(batch, modalities)``
+            - output: the shape of ``hidden``
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        mask = self._check(hidden, mask)
+        arrivals, batch = check_call(
+            OWNER,
+            features,
+            masks,
+            present,
+            declared=self.modalities,
+            like=self.norm.weight,
+            batch=hidden.shape[0],
+        )
+        received = project_all(self.projections, arrivals, batch)
+        # Padding is filled before anything reads it, and put back as it was.
+        state = fill_masked(hidden, mask)
+        for part in received.values():
+            state = self._enrich(state, mask, part)
+        return state if mask is None else torch.where(mask.unsqueeze(-1), state, hidden)
+
+    @override
+    def extra_repr(self) -> str:
+        """Show modalities and sizes."""
+        return f"modalities={self.modalities}, embed_dim={self.embed_dim}"
+
+    def _enrich(self, state: Tensor, mask: Tensor | None, part: Received) -> Tensor:
+        modality = drop(self.position_dropout, add_positions(part.projected, self.norm.weight))
+        context = self.norm(state)
+        readable, real = mask, part.real
+        if not self.block.packs(context, readable, real):
+            # No softmax may run over nothing; the result of such a sample is thrown away.
+            readable = None if readable is None else unmask_empty(readable)
+            real = None if real is None else unmask_empty(real)
+        enriched, update = self.block(context, modality, context_mask=readable, modality_mask=real)
+        pooled = masked_mean(update, real)
+        fused = self.unit(state, enriched + pooled.unsqueeze(1))
+        return torch.where(part.present[:, None, None], fused, state)
+
+    def _check(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
+        expect_tensor(OWNER, "hidden", hidden)
+        axes = {"batch": None, "time": None, "dim": self.embed_dim}
+        expect_shape(OWNER, "hidden", hidden, axes)
+        expect_steps(OWNER, "hidden", hidden)
+        expect_floating(OWNER, "hidden", hidden, self.norm.weight)
+        if mask is None:
+            return None
+        batch, time, _ = hidden.shape
+        return none_if_full(as_mask(OWNER, "mask", mask, hidden.device, batch=batch, time=time))

@@ -1,0 +1,685 @@
+"""Gated recurrent fusion: modalities enter a context one by one."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._chain.state import FusionState, FusionTrace, check_state
+from grf_fusion._chain.step import OWNER, advance, open_chain, receive
+from grf_fusion._checks.arguments import (
+    ShapeError,
+    expect_choice,
+    expect_flag,
+    expect_probability,
+    expect_size,
+)
+from grf_fusion._checks.options import (
+    Modalities,
+    check_factory,
+    check_modalities,
+    check_modality,
+    check_part,
+)
+from grf_fusion._cpu.dropout import drop
+from grf_fusion._inputs.call import (
+    Arrival,
+    check_call,
+    check_features,
+    check_name,
+    check_order,
+    check_present,
+    tell_presence,
+)
+from grf_fusion._inputs.masks import masked_mean
+from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
+from grf_fusion._layers.block import SymmetricCrossAttentionBlock, check_block_options
+from grf_fusion._layers.gate import GatedFusionUnit, check_unit_options
+
+SETTINGS = (
+    "form",
+    "embed_dim",
+    "num_heads",
+    "num_layers",
+    "dim_feedforward",
+    "dropout",
+    "activation",
+    "norm_first",
+    "self_attention",
+    "symmetric",
+    "packing",
+    "checkpoint",
+    "context",
+    "opening",
+    "gate_bias",
+    "share_weights",
+)
+
+NO_STEP = (
+    "With share_weights=False and opening='first' the modality declared first has no step of its "
+    "own: declare another one first, share the weights, or learn the opening."
+)
+
+
+class GatedRecurrentFusion(nn.Module):
+    r"""Fuse any number of modalities into one context, one after the other.
+
+    Modality ``k`` of ``n`` is a sequence ``x_k`` of its own width and length:
+
+        p_k      = x_k W_k + b_k                                projections
+        (s', m') = SCA(h_{k-1}, p_k + PE)                       SymmetricCrossAttentionBlock
+        h_k      = GFU(h_{k-1}, Pool(s') + Pool(m'))            GatedFusionUnit, without a norm
+
+    from a learnt ``h_0``. With ``form="paper"`` it is, literally,
+
+        h_1      = Pool(p_1 + PE)                               opening
+        (s', m') = SCA(h_{k-1} + PE, p_k + PE)
+        h_k      = GFU(Pool(s'), Pool(m'))                      with a norm
+
+    Pool is the mean over real steps, PE the sinusoidal position encoding, counted from 0 (Vaswani
+    et al. 2017). Source: GRF, arXiv 2507.02985, and the authors' code.
+
+    With ``opening="first"`` a sample opens with the first modality that it has. A modality that it
+    lacks leaves its state untouched bit for bit, and nothing that a masked step or an absent
+    modality holds, NaN included, has any influence on outputs or gradients.
+
+    Differences from the paper, with ``form="paper"`` too: in ``context="pooled"`` weights that
+    cannot influence the output are left out (see `SymmetricCrossAttentionBlock`); padding and
+    absence are handled; ``context``, ``opening="learned"``, ``gate_bias``, ``share_weights=False``
+    and the options of the block are additions. The default form keeps the context itself where the
+    paper keeps what the block has made of it: there every step rewrites the memory, whatever the
+    gate says, and what early modalities said fades along a long chain.
+
+    Args:
+        modalities: Name and feature width of each modality, in the order of fusion; a mapping or
+            pairs.
+        embed_dim: Width ``d`` of the context.
+        num_heads: Attention heads; divides ``embed_dim``.
+        num_layers: Layers of each stack of the block.
+        form: ``"residual"`` or ``"paper"``, the two formulas above. The form also chooses
+            ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` where they are
+            ``None``.
+        dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
+        dropout: Dropout probability in training: after PE is added, in the block, and with
+            ``form="paper"`` on the gated blend.
+        activation: ``"gelu"`` or ``"relu"``, in the block.
+        norm_first: Pre-norm instead of post-norm layers in the block; ``None`` for pre-norm in
+            the residual form, post-norm in the paper's.
+        self_attention: Whether the block's layers have self-attention, ``"linear"`` for one whose
+            cost is linear in the length; ``None`` for none in the residual form, whose cost is
+            then linear too, and full self-attention in the paper's.
+        symmetric: Whether the modality is enriched too.
+        packing: Whether the block computes real steps only, see `SymmetricCrossAttentionBlock`.
+        checkpoint: Whether the block computes its layers again for the gradient instead of keeping
+            what they hold, likewise.
+        context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
+            modality of the order is a sequence for the one step that follows it (the authors'
+            code). ``"sequence"``: the context keeps the first modality's time axis, and so does the
+            result.
+        opening: ``"first"``: the first modality that a sample has opens its context (the paper).
+            ``"learned"``: every sample starts from a learnt vector and every modality goes through
+            a step; for ``context="pooled"`` only. ``None`` for ``"learned"`` where it can be in the
+            residual form, ``"first"`` otherwise.
+        gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"`` in the residual form,
+            0 in the paper's. ``"chrono"`` is ``-log(number of steps)``, so
+            that at the start every modality has about the same say at the end of the chain
+            (Tallec & Ollivier 2018).
+        share_weights: One block and one unit for all steps (the paper), or one of each for every
+            modality after the first (the authors' code).
+        block: Makes the block, called without arguments; the module is called as
+            `SymmetricCrossAttentionBlock` is. ``None`` for that block.
+        unit: Makes the unit, called without arguments; the module is called as `GatedFusionUnit`
+            is, with ``return_gate=True``, on what the form's formula says. ``None`` for that unit.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+
+    Raises:
+        ValueError: If a name, size, probability or option is unusable, or two options exclude each
+            other.
+
+    Examples:
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> text, audio = torch.randn(4, 7, 6), torch.randn(4, 11, 5)
+        >>> fusion({"text": text, "audio": audio}).shape
+        torch.Size([4, 8])
+        >>> state = fusion.step(None, "text", text)
+        >>> state = fusion.step(state, "audio", audio)
+        >>> fusion.readout(state).shape
+        torch.Size([4, 8])
+    """
+
+    modalities: dict[str, int]
+    embed_dim: int
+    num_heads: int
+    num_layers: int
+    dim_feedforward: int | None
+    dropout: float
+    activation: Literal["gelu", "relu"]
+    form: Literal["residual", "paper"]
+    norm_first: bool
+    self_attention: bool | Literal["linear"]
+    symmetric: bool
+    packing: bool | Literal["auto"]
+    checkpoint: bool
+    context: Literal["pooled", "first_sequence", "sequence"]
+    opening: Literal["first", "learned"]
+    gate_bias: float | Literal["chrono"]
+    share_weights: bool
+    projections: nn.ModuleDict
+    position_dropout: nn.Dropout
+    block: nn.Module | None
+    unit: nn.Module | None
+    blocks: nn.ModuleDict | None
+    units: nn.ModuleDict | None
+    initial_context: nn.Parameter | None
+
+    def __init__(
+        self,
+        modalities: Modalities,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        num_layers: int = 1,
+        form: Literal["residual", "paper"] = "residual",
+        dim_feedforward: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        norm_first: bool | None = None,
+        self_attention: bool | Literal["linear"] | None = None,
+        symmetric: bool = True,
+        packing: bool | Literal["auto"] = "auto",
+        checkpoint: bool = False,
+        context: Literal["pooled", "first_sequence", "sequence"] = "pooled",
+        opening: Literal["first", "learned"] | None = None,
+        gate_bias: float | Literal["chrono"] | None = None,
+        share_weights: bool = True,
+        block: Callable[[], nn.Module] | None = None,
+        unit: Callable[[], nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        declared = check_modalities(OWNER, modalities)
+        expect_size(OWNER, "embed_dim", embed_dim)
+        expect_probability(OWNER, "dropout", dropout)
+        opening, gate_bias = _settle(form, context, opening, gate_bias)
+        norm_first = form == "residual" if norm_first is None else norm_first
+        self_attention = form == "paper" if self_attention is None else self_attention
+        expect_flag(OWNER, "share_weights", share_weights)
+        if block is None:
+            check_block_options(
+                embed_dim,
+                num_heads=num_heads,
+                num_layers=num_layers,
+                dim_feedforward=dim_feedforward,
+                dropout=dropout,
+                activation=activation,
+                norm_first=norm_first,
+                self_attention=self_attention,
+                symmetric=symmetric,
+                packing=packing,
+                checkpoint=checkpoint,
+            )
+        else:
+            check_factory(OWNER, "block", block)
+        if unit is None and not isinstance(gate_bias, str):
+            check_unit_options(embed_dim, dropout=dropout, gate_bias=gate_bias)
+        if unit is not None:
+            check_factory(OWNER, "unit", unit)
+        super().__init__()
+        self.modalities = declared
+        self.form: Literal["residual", "paper"] = form
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dim_feedforward = dim_feedforward
+        self.dropout = dropout
+        self.activation = activation
+        self.norm_first = norm_first
+        self.self_attention: bool | Literal["linear"] = self_attention
+        self.symmetric = symmetric
+        self.packing: bool | Literal["auto"] = packing
+        self.checkpoint = checkpoint
+        self.context = context
+        self.opening = opening
+        self.gate_bias = gate_bias
+        self.share_weights = share_weights
+        self._make_block, self._make_unit = block, unit
+        self.block = self.unit = self.blocks = self.units = self.initial_context = None
+        names = list(declared)
+        stepping = names if opening == "learned" else names[1:]
+        if share_weights:
+            self.block, self.unit = self._new_parts(len(declared), device, dtype)
+        else:
+            parts = {name: self._new_parts(len(declared), device, dtype) for name in stepping}
+            self.blocks = nn.ModuleDict({name: pair[0] for name, pair in parts.items()})
+            self.units = nn.ModuleDict({name: pair[1] for name, pair in parts.items()})
+        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
+        self.position_dropout = nn.Dropout(dropout)
+        if opening == "learned":
+            start = torch.empty(embed_dim, device=device, dtype=dtype)
+            self.initial_context = nn.Parameter(nn.init.normal_(start, std=0.02))
+
+    @overload
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        order: Sequence[str] | None = None,
+        return_trace: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        order: Sequence[str] | None = None,
+        return_trace: Literal[True],
+    ) -> tuple[Tensor, FusionTrace]: ...
+
+    @override
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+        order: Sequence[str] | None = None,
+        return_trace: bool = False,
+    ) -> Tensor | tuple[Tensor, FusionTrace]:
+        """Fuse a batch.
+
+        Three ways to say that a modality is absent give the same result: leave it out of
+        ``features`` (or give ``None``) where no sample has it, mask all steps of a sample, or clear
+        the sample's entry in ``present``. Under `torch.compile` use ``present``: one graph serves
+        every pattern.
+
+        Args:
+            features: Features by modality; the order of this mapping does not matter.
+            masks: Real steps by modality, bool or integer 0/1, ``True`` = real, as a tokenizer's
+                ``attention_mask``; a modality without a mask is all real. The values of an integer
+                mask are checked, which waits for the device; a bool mask never does.
+            present: Which sample has which modality, columns in declared order; ``None`` for all.
+            order: Order of fusion, a permutation of the names; ``None`` for the declared one.
+            return_trace: Also return the `FusionTrace`.
+
+        Returns:
+            The context, 0 for a sample that has nothing (the learnt start with
+            ``opening="learned"``), and with ``return_trace=True`` the trace.
+
+        Shape:
+            - features: ``(batch, time_k, d_k)`` each, lengths independent
+            - masks: ``(batch, time_k)`` each
+            - present: ``(batch, modalities)``
+            - output: ``(batch, embed_dim)``; with ``context="sequence"``
+              ``(batch, time_1, embed_dim)``, 0 at padded steps, where a sample that lacks the first
+              modality has its one vector at step 0
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        names = check_order(OWNER, order, list(self.modalities))
+        self._check_order(names)
+        arrivals, batch = check_call(
+            OWNER, features, masks, present, declared=self.modalities, like=self._reference()
+        )
+        state: FusionState | None = None
+        contexts: list[Tensor] = []
+        gates: list[Tensor] = []
+        time_gates: list[Tensor] = []
+        for name in names:
+            state, gate = self._advance(state, name, arrivals[name], batch)
+            if return_trace:
+                contexts.append(self._summary(state))
+                gates.append(_mean_gate(state, gate))
+                time_gates.append(gate)
+        if len(names) == 1 and self.initial_context is None and self.block is not None:
+            # Nothing follows the only modality: an absent step keeps block and unit in the graph.
+            state, _ = self._advance(state, names[0], Arrival(None, None, None), batch)
+        state = cast(FusionState, state)
+        context = self._readout(state)
+        if not return_trace:
+            return context
+        columns = [state.present[:, list(self.modalities).index(name)] for name in names]
+        timed = self.context == "sequence" and len(names) > 1
+        trace = FusionTrace(
+            torch.stack(contexts, dim=1),
+            torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
+            torch.stack(columns, dim=1),
+            names,
+            torch.stack(time_gates[1:], dim=1) if timed else None,
+            state.mask if timed else None,
+        )
+        return context, trace
+
+    @overload
+    def step(
+        self,
+        state: FusionState | None,
+        name: str,
+        features: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+        return_gate: Literal[False] = False,
+    ) -> FusionState: ...
+
+    @overload
+    def step(
+        self,
+        state: FusionState | None,
+        name: str,
+        features: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+        return_gate: Literal[True],
+    ) -> tuple[FusionState, Tensor]: ...
+
+    def step(
+        self,
+        state: FusionState | None,
+        name: str,
+        features: Tensor | None,
+        *,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+        return_gate: bool = False,
+    ) -> FusionState | tuple[FusionState, Tensor]:
+        """Let one modality in; `forward` is the fold of this over the order.
+
+        The order of the calls is the order of fusion. A state can be kept and continued more than
+        once: fuse what is slow once, and what is fast at every tick.
+
+        Args:
+            state: What is known so far, ``None`` at the start.
+            name: The modality.
+            features: Its features; ``None`` if no sample has it, which needs a state.
+            mask: Its real steps, as in `forward`.
+            present: Which sample has it; ``None`` for all.
+            return_gate: Also return the update gate, 0 where none was applied.
+
+        Returns:
+            The new state, and with ``return_gate=True`` the gate.
+
+        Shape:
+            - features: ``(batch, time_k, d_k)``
+            - mask: ``(batch, time_k)``
+            - present: ``(batch,)``
+            - gate: ``(batch, embed_dim)``
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        check_name(OWNER, name, list(self.modalities))
+        like = self._reference()
+        batch: int | None = None
+        if state is not None:
+            state = self._check_state(state)
+            batch = state.context.shape[0]
+            self._check_step(name)
+        dim = self.modalities[name]
+        arrival = check_features(
+            OWNER, "features", features, "mask", mask, dim=dim, batch=batch, like=like
+        )
+        if batch is None:
+            if arrival.features is None:
+                raise ShapeError(
+                    f"{OWNER}: expected `features` with state=None, got None. "
+                    "Start with a modality that some sample has."
+                )
+            batch = arrival.features.shape[0]
+        if present is not None:
+            here = check_present(OWNER, present, batch=batch, device=like.device)
+            arrival = Arrival(arrival.features, arrival.mask, here)
+        state, gate = self._advance(state, name, arrival, batch)
+        return (state, _mean_gate(state, gate)) if return_gate else state
+
+    def readout(self, state: FusionState) -> Tensor:
+        """Return the context of a state, as `forward` does.
+
+        Args:
+            state: A state that `step` returned.
+
+        Returns:
+            The context.
+
+        Shape:
+            - output: ``(batch, embed_dim)``; with ``context="sequence"``
+              ``(batch, time_1, embed_dim)``
+
+        Raises:
+            ShapeError: If ``state`` does not come from such a module.
+        """
+        return self._readout(self._check_state(state))
+
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Tell which sample has which modality, for `ModalityDropout` and for reports.
+
+        Args:
+            features: As in `forward`.
+            masks: As in `forward`.
+            present: As in `forward`.
+
+        Returns:
+            True where features are given, some step is real, and ``present`` does not deny it.
+
+        Shape:
+            - output: ``(batch, modalities)``, columns in declared order
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device does not fit.
+        """
+        return tell_presence(
+            OWNER, features, masks, present, declared=self.modalities, like=self._reference()
+        )
+
+    def add_modality(self, name: str, dim: int) -> None:
+        """Declare one more modality, last in the order.
+
+        Existing parameters, and outputs without the new modality, stay bit for bit the same. With
+        shared weights the only new parameters are its projection; give them to the optimiser.
+
+        Args:
+            name: Its name.
+            dim: Its feature width.
+
+        Raises:
+            ValueError: If the name is unusable or taken, or ``dim`` no positive integer.
+        """
+        check_modality(OWNER, name, dim, name_argument="name", dim_argument="dim")
+        if name in self.modalities:
+            raise ValueError(f"{OWNER}: expected `name` to be new, got {name!r}.")
+        weight = self._reference()
+        device, dtype = weight.device, weight.dtype
+        projection = nn.Linear(dim, self.embed_dim, device=device, dtype=dtype)
+        if self.blocks is not None and self.units is not None:
+            block, unit = self._new_parts(len(self.modalities) + 1, device, dtype)
+            self.blocks[name] = block.train(self.training)
+            self.units[name] = unit.train(self.training)
+        self.projections[name] = projection.train(self.training)
+        self.modalities[name] = dim
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, ready for JSON and YAML.
+
+        Returns:
+            A dictionary from which ``GatedRecurrentFusion(**config)`` builds the same module, with
+            fresh weights; added modalities included, ``device`` and ``dtype`` not. The modalities
+            are pairs, whose order survives a file that is written with sorted keys.
+
+        Raises:
+            ValueError: If ``block`` or ``unit`` was given, which no JSON can hold.
+        """
+        if self._make_block is not None or self._make_unit is not None:
+            raise ValueError(
+                f"{OWNER}: expected no `block` or `unit` factory, which no JSON can hold, got one. "
+                "Keep the call that built the module instead."
+            )
+        pairs = [[name, dim] for name, dim in self.modalities.items()]
+        return {"modalities": pairs} | {name: getattr(self, name) for name in SETTINGS}
+
+    @override
+    def extra_repr(self) -> str:
+        """Show modalities, sizes and order."""
+        order = " -> ".join(self.modalities)
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
+        return f"modalities={self.modalities}, order={order}, {settings}"
+
+    def _new_parts(
+        self, modalities: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> tuple[nn.Module, nn.Module]:
+        if self._make_block is not None:
+            block = check_part(OWNER, "block", self._make_block())
+        else:
+            block = SymmetricCrossAttentionBlock(
+                self.embed_dim,
+                num_heads=self.num_heads,
+                num_layers=self.num_layers,
+                dim_feedforward=self.dim_feedforward,
+                dropout=self.dropout,
+                activation=self.activation,
+                norm_first=self.norm_first,
+                self_attention=self.self_attention,
+                symmetric=self.symmetric,
+                packing=self.packing,
+                checkpoint=self.checkpoint,
+                pooled_context=self.context == "pooled",
+                device=device,
+                dtype=dtype,
+            )
+        if self._make_unit is not None:
+            return block, check_part(OWNER, "unit", self._make_unit())
+        bias = self.gate_bias
+        if isinstance(bias, str):
+            bias = -math.log(max(1, modalities - (self.opening == "first")))
+        # What is kept must not be dropped or rescaled at every step.
+        paper = self.form == "paper"
+        unit = GatedFusionUnit(
+            self.embed_dim,
+            dropout=self.dropout if paper else 0.0,
+            norm=paper,
+            gate_bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        return block, unit
+
+    def _parts(self, name: str) -> tuple[nn.Module, nn.Module]:
+        if self.blocks is not None and self.units is not None:
+            return self.blocks[name], self.units[name]
+        return cast(nn.Module, self.block), cast(nn.Module, self.unit)
+
+    def _reference(self) -> Tensor:
+        """A parameter that tells dtype and device."""
+        return weight_of(self.projections)
+
+    def _check_state(self, state: object) -> FusionState:
+        return check_state(
+            OWNER,
+            state,
+            context=self.context,
+            dim=self.embed_dim,
+            modalities=len(self.modalities),
+            like=self._reference(),
+        )
+
+    def _check_order(self, names: tuple[str, ...]) -> None:
+        if self.blocks is not None and not all(name in self.blocks for name in names[1:]):
+            raise ShapeError(
+                f"{OWNER}: expected `order` to start with {next(iter(self.modalities))!r}, "
+                f"got {names}. {NO_STEP}"
+            )
+
+    def _check_step(self, name: str) -> None:
+        if self.blocks is not None and name not in self.blocks:
+            raise ShapeError(
+                f"{OWNER}: expected `name` to come first if at all, got {name!r} with a state. "
+                f"{NO_STEP}"
+            )
+
+    def _advance(
+        self, state: FusionState | None, name: str, arrival: Arrival, batch: int
+    ) -> tuple[FusionState, Tensor]:
+        """Let a checked modality in; return the new state and the gate of each of its steps."""
+        projection = cast(nn.Linear, self.projections[name])
+        incoming = receive(projection, arrival, batch, self.position_dropout)
+        device, columns = projection.weight.device, len(self.modalities)
+        seen = incoming.present.unsqueeze(1) & (
+            torch.arange(columns, device=device) == list(self.modalities).index(name)
+        )
+        if state is not None:
+            seen = seen | state.present
+        elif self.initial_context is None:
+            sequence = arrival.features is not None
+            state = open_chain(incoming, seen, mode=self.context, is_sequence=sequence)
+            return state, state.context.new_zeros(batch, self.embed_dim)
+        else:
+            is_open = torch.ones(batch, 1, dtype=torch.bool, device=device)
+            state = FusionState(self.initial_context.expand(batch, -1), is_open, seen)
+        block, unit = self._parts(name)
+        state, gate = advance(
+            state,
+            incoming,
+            block,
+            unit,
+            encode=self._encode,
+            mode=self.context,
+            residual=self.form == "residual",
+            all_open=self.initial_context is not None,
+        )
+        return FusionState(state.context, state.mask, seen), gate
+
+    def _encode(self, sequence: Tensor) -> Tensor:
+        return drop(self.position_dropout, add_positions(sequence, self._reference()))
+
+    def _readout(self, state: FusionState) -> Tensor:
+        if self.context == "first_sequence" and state.context.ndim == 3:
+            return masked_mean(add_positions(state.context, self._reference()), state.mask)
+        return state.context
+
+    def _summary(self, state: FusionState) -> Tensor:
+        context = self._readout(state)
+        return context if context.ndim == 2 else masked_mean(context, state.mask)
+
+
+def _mean_gate(state: FusionState, gate: Tensor) -> Tensor:
+    return gate if gate.ndim == 2 else masked_mean(gate, state.mask)
+
+
+def _settle(
+    form: Literal["residual", "paper"],
+    context: Literal["pooled", "first_sequence", "sequence"],
+    opening: Literal["first", "learned"] | None,
+    gate_bias: float | Literal["chrono"] | None,
+) -> tuple[Literal["first", "learned"], float | Literal["chrono"]]:
+    """Check what the form decides, and decide what was left to it."""
+    expect_choice(OWNER, "form", form, ("residual", "paper"))
+    expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
+    residual = form == "residual"
+    if opening is None:
+        opening = "learned" if residual and context == "pooled" else "first"
+    expect_choice(OWNER, "opening", opening, ("first", "learned"))
+    if opening == "learned" and context != "pooled":
+        raise ValueError(
+            f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
+            "A learnt opening is one vector: use context='pooled'."
+        )
+    if gate_bias is None:
+        gate_bias = "chrono" if residual else 0.0
+    if isinstance(gate_bias, str):
+        expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",), also="a number")
+    return opening, gate_bias

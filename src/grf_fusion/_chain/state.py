@@ -1,0 +1,109 @@
+"""What a chain carries from step to step, and what it can tell about the way."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from grf_fusion._checks.arguments import (
+    ShapeError,
+    expect_floating,
+    expect_shape,
+    expect_steps,
+    expect_tensor,
+)
+from grf_fusion._inputs.masks import as_mask
+
+
+class FusionState(NamedTuple):
+    """What a `GatedRecurrentFusion` knows after some modalities.
+
+    Only tensors: it can be saved, sliced along ``batch``, exported and cached, and
+    ``FusionState(*(part.to(device) for part in state))`` moves it.
+
+    Attributes:
+        context: ``(batch, dim)``, or ``(batch, time, dim)`` while the context is a sequence.
+        mask: ``(batch, 1)``, or ``(batch, time)`` while the context is a sequence: real steps of
+            the context. All False where a sample has had no modality to open with.
+        present: ``(batch, modalities)``, columns in declared order: what was let in so far.
+    """
+
+    context: Tensor
+    mask: Tensor
+    present: Tensor
+
+
+class FusionTrace(NamedTuple):
+    """The way of a forward pass. All columns are in the order of fusion.
+
+    Attributes:
+        contexts: ``(batch, modalities, dim)``: the context after each modality, averaged over its
+            real steps while it is a sequence.
+        gates: ``(batch, modalities - 1, dim)`` for ``order[1:]``, with the learnt opening
+            ``(batch, modalities, dim)``: the update gate, averaged likewise. 0 where none was
+            applied: the sample lacks the modality, or opens with it.
+        present: ``(batch, modalities)``: which modality each sample has.
+        order: Names of the modalities in the order of fusion.
+        time_gates: ``(batch, modalities - 1, time, dim)`` with ``context="sequence"`` and at least
+            two modalities, ``None`` otherwise: the gates before they were averaged.
+        time_mask: ``(batch, time)``, or ``None`` likewise: what they were averaged over.
+    """
+
+    contexts: Tensor
+    gates: Tensor
+    present: Tensor
+    order: tuple[str, ...]
+    time_gates: Tensor | None = None
+    time_mask: Tensor | None = None
+
+
+for kind in (FusionState, FusionTrace):
+    # Pickled under the name that users know, which no move of a file changes.
+    kind.__module__ = "grf_fusion"
+    # `torch.load` otherwise refuses them by default, as it does whatever it does not know; 0.1.0
+    # saved them under the second name.
+    torch.serialization.add_safe_globals([kind, (kind, f"grf_fusion._state.{kind.__name__}")])  # pyright: ignore[reportUnknownMemberType]
+
+
+def check_state(
+    owner: str, state: object, *, context: str, dim: int, modalities: int, like: Tensor
+) -> FusionState:
+    """Check a state that the caller kept.
+
+    Args:
+        owner: Class that refuses.
+        state: The value.
+        context: Context mode of the module.
+        dim: Width of the context.
+        modalities: Number of declared modalities.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        The state.
+
+    Raises:
+        ShapeError: If it does not come from such a module.
+    """
+    if not isinstance(state, FusionState):
+        raise ShapeError(
+            f"{owner}: expected `state` to be a FusionState, got {type(state).__name__}. "
+            "Rebuild one from saved tensors with `FusionState(*tensors)`."
+        )
+    for field, value in zip(FusionState._fields, state, strict=True):
+        expect_tensor(owner, f"state.{field}", value)
+    vector = context == "pooled" or (context == "first_sequence" and state.context.ndim == 2)
+    if vector:
+        expect_shape(owner, "state.context", state.context, {"batch": None, "dim": dim})
+    else:
+        axes = {"batch": None, "time": None, "dim": dim}
+        expect_shape(owner, "state.context", state.context, axes)
+        expect_steps(owner, "state.context", state.context)
+    expect_floating(owner, "state.context", state.context, like)
+    batch, device = state.context.shape[0], state.context.device
+    time = 1 if vector else state.context.shape[1]
+    mask = as_mask(owner, "state.mask", state.mask, device, batch=batch, time=time)
+    hint = " A state from before `add_modality` lacks a column: start anew."
+    axes = {"batch": batch, "modalities": modalities}
+    expect_shape(owner, "state.present", state.present, axes, hint)
+    present = as_mask(owner, "state.present", state.present, device, **axes)
+    return FusionState(state.context, mask, present)

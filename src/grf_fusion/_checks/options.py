@@ -1,0 +1,106 @@
+"""Checks of what a fusion is built from; their first argument is who refuses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from grf_fusion._checks.arguments import expect_size
+
+# Pairs too: JSON files that are written with sorted keys keep the order of a list alone.
+Modalities = Mapping[str, int] | Sequence[tuple[str, int]]
+
+
+def check_modality(
+    owner: str,
+    name: object,
+    dim: object,
+    *,
+    name_argument: str = "modalities",
+    dim_argument: str = "",
+) -> None:
+    """Refuse a modality that cannot be declared.
+
+    Args:
+        owner: Class that refuses.
+        name: Its name.
+        dim: Its width.
+        name_argument: The name as the caller wrote it.
+        dim_argument: The width as the caller wrote it.
+
+    Raises:
+        ValueError: If the name is no usable module name or the width no positive integer.
+    """
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ValueError(
+            f"{owner}: expected `{name_argument}` to name modalities by non-empty strings without "
+            f"dots, other than attributes of nn.ModuleDict, got {name!r}. Choose another name."
+        )
+    expect_size(owner, dim_argument or f"modalities[{name!r}]", dim)
+
+
+def check_modalities(owner: str, modalities: object, *, fewest: int = 1) -> dict[str, int]:
+    """Refuse declared modalities that nothing can be built from, and copy the rest.
+
+    Raises:
+        ValueError: If it is neither a mapping nor pairs, too short, names a modality twice, or a
+            name or width is unusable.
+    """
+    declared = _pairs(modalities)
+    if declared is None:
+        raise ValueError(
+            f"{owner}: expected `modalities` to map names to feature sizes, as a mapping or as "
+            f"pairs, got {type(modalities).__name__}. Write {{'text': 768, 'image': 1024}}."
+        )
+    if not declared:
+        raise ValueError(f"{owner}: expected `modalities` to name at least one modality, got none.")
+    names = [name for name, _ in declared]
+    if any(names.count(name) > 1 for name in names):
+        raise ValueError(f"{owner}: expected `modalities` to name each one once, got {names}.")
+    for name, dim in declared:
+        check_modality(owner, name, dim)
+    if len(declared) < fewest:
+        raise ValueError(
+            f"{owner}: expected `modalities` to name at least {fewest} modalities, got {names}."
+        )
+    return dict(declared)
+
+
+def _pairs(modalities: object) -> list[tuple[Any, Any]] | None:
+    """Return names and widths, or `None` where there are none to see."""
+    if isinstance(modalities, Mapping):
+        return list(cast("Mapping[Any, Any]", modalities).items())
+    if isinstance(modalities, str) or not isinstance(modalities, Sequence):
+        return None
+    pairs: list[tuple[Any, Any]] = []
+    for pair in cast("Sequence[Any]", modalities):
+        if not isinstance(pair, list | tuple) or len(cast("Sequence[Any]", pair)) != 2:
+            return None
+        pairs.append(tuple(cast("Sequence[Any]", pair)))
+    return pairs
+
+
+def check_factory(owner: str, argument: str, factory: object) -> None:
+    """Refuse what does not make a module.
+
+    Raises:
+        ValueError: If it is no function.
+    """
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise ValueError(
+            f"{owner}: expected `{argument}` to be a function without arguments that makes a "
+            f"module, got {type(factory).__name__}. Write `{argument}=lambda: module`."
+        )
+
+
+def check_part(owner: str, argument: str, part: object) -> nn.Module:
+    """Refuse what a factory made if it is no module, and return the module.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(part, nn.Module):
+        raise ValueError(
+            f"{owner}: expected `{argument}()` to make an nn.Module, got {type(part).__name__}."
+        )
+    return part

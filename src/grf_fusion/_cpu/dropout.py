@@ -1,0 +1,96 @@
+"""Dropout whose random bits cost little and are drawn again instead of being kept.
+
+On the CPU PyTorch draws a Bernoulli number for each entry, which takes longer than the layers
+around it, and keeps the mask until the backward pass. Here an entry takes 16 of the 64 bits of one
+draw, and the backward pass draws them again from the same seed. Elsewhere it is `torch`'s dropout.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._checks.tracing import Formula, is_plain_call, is_untouched
+
+# Entries that are worked on at a time: with a few such buffers a processor's cache is well used.
+TILE = 2**17
+# Below this number of entries PyTorch's own operations are faster than a tile is set up.
+FEW = 2**13
+LANES = 2**16
+
+
+class Keep:
+    """Draws which entries are kept, the same ones for the same seed and order of calls.
+
+    The probability is rounded to a multiple of 2**-16. What is kept is multiplied by ``scale``,
+    ``1 / (1 - probability)``.
+    """
+
+    def __init__(self, probability: float, seed: int) -> None:
+        dropped = min(round(probability * LANES), LANES - 1)
+        self.lowest = dropped - LANES // 2
+        self.scale = 1 / (1 - probability)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+
+    def fill(self, out: Tensor) -> Tensor:
+        """Fill a contiguous tensor with 1 where an entry is kept and 0 where it is dropped."""
+        number = out.numel()
+        words = torch.empty(-(-number // 4), dtype=torch.int64, device=out.device)
+        # With no upper end all 64 bits are random; random_() alone leaves the sign at 0.
+        words.random_(-(2**63), None, generator=self.generator)
+        torch.ge(words.view(torch.int16)[:number], self.lowest, out=out.view(-1))
+        return out
+
+
+def draw_seed() -> int:
+    """Draw a seed from PyTorch's generator, which `torch.manual_seed` and checkpointing govern."""
+    return int(torch.randint(2**63 - 1, (), device="cpu"))
+
+
+def drop(dropout: nn.Dropout, values: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return ``residual + dropout(values)``, without a residual ``dropout(values)``."""
+    if type(dropout) is nn.Dropout and is_untouched(dropout):
+        if not dropout.training or dropout.p == 0.0:
+            return values if residual is None else residual + values
+        if is_plain_call(values, fewest=FEW):
+            return _Drop.call(values, residual, dropout.p, draw_seed())
+    values = dropout(values)
+    return values if residual is None else residual + values
+
+
+class _Drop(Formula):
+    """``residual + dropout(values)``; nothing but the seed is kept for the backward pass."""
+
+    @override
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, residual: Tensor | None, probability: float, seed: int
+    ) -> Tensor:
+        ctx.probability, ctx.seed, ctx.residual = probability, seed, residual is not None
+        keep = Keep(probability, seed)
+        out = torch.empty_like(values, memory_format=torch.contiguous_format)
+        flat, result = values.reshape(-1), out.view(-1)
+        before = None if residual is None else residual.reshape(-1)
+        kept = values.new_empty(min(TILE, len(flat)))
+        for start, end in spans(len(flat), TILE):
+            tile = keep.fill(kept[: end - start]).mul_(flat[start:end])
+            if before is None:
+                torch.mul(tile, keep.scale, out=result[start:end])
+            else:
+                torch.add(before[start:end], tile, alpha=keep.scale, out=result[start:end])
+        return out
+
+    @override
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        # With the same seed, and so that it can be differentiated again.
+        dropped = _Drop.call(gradient, None, ctx.probability, ctx.seed)
+        return dropped, gradient if ctx.residual else None, None, None
+
+
+def spans(number: int, longest: int) -> Iterator[tuple[int, int]]:
+    """Cut ``range(number)`` into pieces of at most ``longest``."""
+    return ((start, min(start + longest, number)) for start in range(0, number, longest))

@@ -1,0 +1,210 @@
+"""Attention with dropout, tile by tile in eager mode on the CPU.
+
+A tile of the scores stays in the processor's cache. None is kept: the backward pass computes them
+again, which costs less than writing them to memory and reading them back, and draws the bits of
+dropout again from their seed.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from grf_fusion._checks.tracing import Formula, once_more
+from grf_fusion._cpu.dropout import TILE, Keep, draw_seed, spans
+
+aten = torch.ops.aten
+DENSE = torch.contiguous_format
+
+
+class Piece(NamedTuple):
+    """Samples of equal lengths that lie one after the other in the rows.
+
+    Attributes:
+        samples: How many.
+        queries: Where the rows of their queries start and end.
+        keys: Where the rows of their keys and values start and end.
+        allowed: ``(samples, 1, 1, keys)`` bool: keys that are read, some of each sample; ``None``
+            for all.
+    """
+
+    samples: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    allowed: Tensor | None
+
+    def take(self, q: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and the like as ``(samples, time, ...)``."""
+        spans_of = (self.queries, *(self.keys for _ in others))
+        return tuple(
+            _unflatten(x[start:end], self.samples)
+            for x, (start, end) in zip((q, *others), spans_of, strict=True)
+        )
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """Return what is added to the scores, ``(samples heads, 1, keys)``."""
+        if self.allowed is None:
+            return None
+        heads = like.shape[1]
+        allowed = self.allowed.expand(-1, heads, -1, -1).flatten(0, 1)
+        return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
+
+
+def attend_with_dropout(
+    q: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...], dropout: float
+) -> Tensor:
+    """Return ``dropout(softmax(q k^T / sqrt(head_dim))) v`` of each sample.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        pieces: Where each sample lies; together they name every row, in order.
+        dropout: Probability of dropping a weight.
+
+    Returns:
+        What was read, of the shape of ``q``.
+
+    Shape:
+        - q: ``(rows, heads, head_dim)``
+        - k, v: ``(other rows, heads, head_dim)``
+    """
+    return _Attention.call(q, k, v, Plan(pieces, dropout, draw_seed()))
+
+
+class Plan(NamedTuple):
+    """What an attention is made of beside queries, keys and values."""
+
+    pieces: tuple[Piece, ...]
+    dropout: float
+    seed: int
+
+
+class _Attention(Formula):
+    @override
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.plan = plan
+        keep = Keep(plan.dropout, plan.seed)
+        out = torch.empty_like(q, memory_format=DENSE)
+        for piece in plan.pieces:
+            query, key, value = _by_head(piece, q, k, v)
+            query, read = query * q.shape[-1] ** -0.5, torch.empty_like(query, memory_format=DENSE)
+            bias = piece.bias(q)
+            score, weight, kept = _tile_buffers(3, query, key)
+            for heads, rows in _tiles(query, key):
+                w = _weigh(query[heads, rows], key[heads], bias, heads, (score, weight))
+                w.mul_(keep.fill(_shaped(kept, w)))
+                torch.bmm(w, value[heads], out=read[heads, rows])
+            _write(read, piece.samples, piece.queries, out)
+        return out.mul_(keep.scale)
+
+    @override
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        (gradient,) = gradients
+        if torch.is_grad_enabled():
+            return *once_more(_attend_plainly, saved, gradient, plan), None
+        q, k, v = saved
+        keep, scale = Keep(plan.dropout, plan.seed), q.shape[-1] ** -0.5
+        dq, dk, dv = (torch.empty_like(x, memory_format=DENSE) for x in saved)
+        for piece in plan.pieces:
+            query, key, value = _by_head(piece, q, k, v)
+            (upper,) = _by_head(piece, gradient)
+            query, upper = query * scale, upper * keep.scale
+            of_query = torch.empty_like(query, memory_format=DENSE)
+            of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
+            bias = piece.bias(q)
+            score, weight, kept, back = _tile_buffers(4, query, key)
+            for heads, rows in _tiles(query, key):
+                w = _weigh(query[heads, rows], key[heads], bias, heads, (score, weight))
+                mask = keep.fill(_shaped(kept, w))
+                of_w = _shaped(back, w)
+                torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_w)
+                of_w.mul_(mask)
+                of_value[heads].baddbmm_(mask.mul_(w).transpose(1, 2), upper[heads, rows])
+                of_score = _shaped(score, w)
+                aten._softmax_backward_data.out(of_w, w, -1, w.dtype, grad_input=of_score)  # noqa: SLF001
+                torch.bmm(of_score, key[heads], out=of_query[heads, rows])
+                of_key[heads].baddbmm_(of_score.transpose(1, 2), query[heads, rows])
+            _write(of_query.mul_(scale), piece.samples, piece.queries, dq)
+            _write(of_key, piece.samples, piece.keys, dk)
+            _write(of_value, piece.samples, piece.keys, dv)
+        return dq, dk, dv, None
+
+
+def _attend_plainly(saved: Sequence[Tensor], plan: Plan) -> Tensor:
+    q, k, v = saved
+    keep = Keep(plan.dropout, plan.seed)
+    read = torch.zeros_like(q)
+    for piece in plan.pieces:
+        query, key, value = _by_head(piece, q, k, v)
+        scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
+        kept = torch.empty_like(scores)
+        for heads, rows in _tiles(query, key):
+            tile = kept[heads, rows]
+            tile.copy_(keep.fill(torch.empty_like(tile, memory_format=DENSE)))
+        bias = piece.bias(q)
+        weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+        of_piece = (weights * kept.detach() * keep.scale) @ value
+        of_piece = _unflatten(of_piece, piece.samples).transpose(1, 2).flatten(0, 1)
+        place = torch.arange(*piece.queries, device=q.device)
+        read = read.index_copy(0, place, of_piece)
+    return read
+
+
+def _by_head(piece: Piece, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return queries, keys and the like as ``(samples heads, time, head_dim)``."""
+    return tuple(x.transpose(1, 2).flatten(0, 1) for x in piece.take(*tensors))
+
+
+def _write(by_head: Tensor, samples: int, span: tuple[int, int], rows: Tensor) -> None:
+    place, heads = _unflatten(rows[slice(*span)], samples), _unflatten(by_head, samples)
+    place.copy_(heads.transpose(1, 2))
+
+
+def _unflatten(rows: Tensor, samples: int) -> Tensor:
+    return rows.view(samples, -1, *rows.shape[1:])
+
+
+def _tiles(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cut the scores into heads and rows of queries."""
+    number, rows, columns = len(query), query.shape[1], key.shape[1]
+    heads, height = _tile_size(rows, columns)
+    for a, b in spans(number, heads):
+        for i, j in spans(rows, height):
+            yield slice(a, b), slice(i, j)
+
+
+def _tile_size(rows: int, columns: int) -> tuple[int, int]:
+    """Return how many heads and rows of queries fit: several heads only with all their rows."""
+    if rows * columns <= TILE:
+        return TILE // (rows * columns), rows
+    return 1, max(1, TILE // columns)
+
+
+def _tile_buffers(number: int, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    heads, rows = _tile_size(query.shape[1], key.shape[1])
+    size = min(len(query), heads) * rows * key.shape[1]
+    return tuple(query.new_empty(size) for _ in range(number))
+
+
+def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
+    return buffer[: like.numel()].view(like.shape)
+
+
+def _weigh(
+    query: Tensor, key: Tensor, bias: Tensor | None, heads: slice, buffers: tuple[Tensor, Tensor]
+) -> Tensor:
+    shape = (*query.shape[:2], key.shape[1])
+    score, weight = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+    torch.bmm(query, key.transpose(1, 2), out=score)
+    if bias is not None:
+        score.add_(bias[heads])
+    return torch.softmax(score, dim=-1, out=weight)

@@ -1,0 +1,254 @@
+"""How the steps of a batch of sequences lie in memory, padded or packed, and what depends on it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grf_fusion._checks.tracing import is_plain_call
+from grf_fusion._cpu.dropout import FEW
+from grf_fusion._cpu.dropped_attention import Piece, attend_with_dropout
+from grf_fusion._inputs.masks import fill_masked, unmask_empty
+
+# A call of the attention kernel costs as much as this number of short padded steps, of steps in a
+# sequence of length LONG a quarter as many, and so on with the square.
+STEPS_A_CALL, LONG = 300, 50
+# Packing copies every row twice; it pays once this share of the steps is padding.
+WORTH_PACKING = 0.1
+
+
+class Padded(NamedTuple):
+    """Steps as rows ``(batch, time, dim)``; padding is computed too, and ignored.
+
+    Attributes:
+        mask: ``(batch, time)`` bool: real steps, ``None`` for all.
+        one_step: Whether time is known to be 1; while tracing, only by construction.
+    """
+
+    mask: Tensor | None
+    one_step: bool = False
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Return ``(batch, time, dim)`` with 0 in padding."""
+        return fill_masked(rows, self.mask)
+
+    def spread(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Give each row the value of its sample, ``(batch, 1, ...)``."""
+        return values.expand(-1, rows.shape[1], *values.shape[2:])
+
+
+class Group(NamedTuple):
+    """Samples of similar length, their real steps first and padded to the longest.
+
+    Attributes:
+        samples: How many.
+        rows: Where their rows start and end.
+        allowed: ``(samples, 1, 1, time)`` bool: steps that may be read, ``None`` for all; of a
+            sample without a real step all, so that no softmax runs over nothing.
+    """
+
+    samples: int
+    rows: tuple[int, int]
+    allowed: Tensor | None
+
+
+class Packed(NamedTuple):
+    """Real steps and little else as rows ``(rows, dim)``, in groups of samples.
+
+    Attributes:
+        groups: Where each group of samples lies; the same samples in whatever is packed together.
+        place: ``(rows,)``: where each row stands in ``(batch time)``.
+        sample: ``(rows,)``: the sample of each row.
+        padding: ``(rows,)`` bool: rows that are no real steps.
+        empty: ``(batch,)`` bool: samples without a real step, ``None`` where each has one.
+        shape: ``(batch, time)``.
+    """
+
+    groups: tuple[Group, ...]
+    place: Tensor
+    sample: Tensor
+    padding: Tensor
+    empty: Tensor | None
+    shape: tuple[int, int]
+    one_step: bool = False
+
+    def pack(self, steps: Tensor) -> Tensor:
+        """Return the rows."""
+        return steps.flatten(0, 1).index_select(0, self.place)
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Return ``(batch, time, dim)`` with 0 in padding."""
+        batch, time = self.shape
+        steps = rows.new_zeros(batch * time, *rows.shape[1:])
+        rows = rows.masked_fill(self.padding.unsqueeze(-1), 0.0)
+        return steps.index_copy(0, self.place, rows).reshape(batch, time, *rows.shape[1:])
+
+    def spread(self, values: Tensor, _rows: Tensor) -> Tensor:
+        """Give each row the value of its sample, ``(batch, 1, ...)``."""
+        return values.squeeze(1).index_select(0, self.sample)
+
+
+Layout = Padded | Packed
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, *, dropout: float
+) -> Tensor:
+    """Let every query read the real keys of its sample; over nothing, it reads 0.
+
+    Args:
+        q: Queries, rows of ``queries`` as ``(..., heads, head_dim)``.
+        k: Keys, rows of ``keys``.
+        v: Values, rows of ``keys``.
+        queries: Layout of the queries.
+        keys: Layout of keys and values, of the same kind.
+        dropout: Probability of dropping a weight.
+
+    Returns:
+        What was read, of the shape of ``q``.
+    """
+    if isinstance(keys, Packed):
+        return _attend_packed(q, k, v, cast(Packed, queries), keys, dropout=dropout)
+    mask = keys.mask
+    allowed = None if mask is None else unmask_empty(mask)[:, None, None, :]
+    if dropout > 0.0 and is_plain_call(q, fewest=FEW):
+        rows, others = (x.shape[0] * x.shape[1] for x in (q, k))
+        piece = Piece(len(q), (0, rows), (0, others), allowed)
+        flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))
+        read = attend_with_dropout(flat_q, flat_k, flat_v, (piece,), dropout).view(q.shape)
+    else:
+        if allowed is not None and torch.compiler.is_compiling():
+            # ONNX's own attention, of opset 23, takes no mask that is broadcast over the queries.
+            allowed = allowed.expand(-1, 1, q.shape[1], -1)
+        read = _attend(q, k, v, allowed, dropout)
+    return read if mask is None else read.masked_fill(~mask.any(dim=-1)[:, None, None, None], 0.0)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    return read.transpose(1, 2)
+
+
+def _attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, queries: Packed, keys: Packed, *, dropout: float
+) -> Tensor:
+    if dropout > 0.0 and is_plain_call(q):
+        pieces = tuple(
+            Piece(ours.samples, ours.rows, theirs.rows, theirs.allowed)
+            for ours, theirs in zip(queries.groups, keys.groups, strict=True)
+        )
+        read = attend_with_dropout(q, k, v, pieces, dropout)
+    else:
+        # Split at once: the gradient of a slice is as large as what it was cut from.
+        cut = zip(_split(q, queries), _split(k, keys), _split(v, keys), keys.groups, strict=True)
+        groups = [_attend(a, b, c, group.allowed, dropout) for a, b, c, group in cut]
+        read = torch.cat([group.flatten(0, 1) for group in groups])
+    if keys.empty is None:
+        return read
+    return read.masked_fill(keys.empty[queries.sample][:, None, None], 0.0)
+
+
+def _split(rows: Tensor, layout: Packed) -> list[Tensor]:
+    """Return the rows of each group as ``(samples, time, ...)``."""
+    sizes = [end - start for _, (start, end), _ in layout.groups]
+    parts = zip(torch.split(rows, sizes), layout.groups, strict=True)
+    return [part.reshape(group.samples, -1, *part.shape[1:]) for part, group in parts]
+
+
+def lay_out(steps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Packed]:
+    """Pack sequences ``(batch, time, dim)`` of the same samples; waits for the device."""
+    device = steps[0].device
+    counts = [
+        torch.full((len(x),), x.shape[1], device=device) if mask is None else mask.sum(dim=1)
+        for x, mask in zip(steps, masks, strict=True)
+    ]
+    lengths = cast("list[list[int]]", torch.stack(counts).tolist())  # pyright: ignore[reportUnknownMemberType]
+    groups = list(_group(list(zip(*lengths, strict=True))))
+    order = torch.tensor([sample for group in groups for sample in group], device=device)
+    return [
+        _place(x.shape[:2], mask, count, order, [[of[sample] for sample in g] for g in groups])
+        for x, mask, count, of in zip(steps, masks, counts, lengths, strict=True)
+    ]
+
+
+def _group(lengths: list[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Put samples together as long as padding them costs less than a call of their own."""
+    group: list[int] = []
+    # Longest and total of each sequence: to look at the whole group for every sample that comes
+    # takes longer than the padding it saves, from some hundred samples on.
+    longest = total = [0 for _ in lengths[0]] if lengths else []
+    for sample in sorted(range(len(lengths)), key=lambda sample: -sum(lengths[sample])):
+        own = lengths[sample]
+        longest = [max(pair) for pair in zip(longest, own, strict=True)]
+        total = [sum(pair) for pair in zip(total, own, strict=True)]
+        ends = zip(longest, total, strict=True)
+        padding = (((len(group) + 1) * most - real) * (1 + most / LONG) ** 2 for most, real in ends)
+        if sum(padding) > STEPS_A_CALL:
+            yield group
+            group, longest, total = [], list(own), list(own)
+        group.append(sample)
+    yield group
+
+
+def _place(
+    shape: Sequence[int],
+    mask: Tensor | None,
+    count: Tensor,
+    order: Tensor,
+    lengths: list[list[int]],
+) -> Packed:
+    """Lay out one sequence, whose ``lengths`` are in groups and in ``order``."""
+    batch, time = shape
+    device = order.device
+    longest = [max(1, *group) for group in lengths]
+    rows = [size for size, group in zip(longest, lengths, strict=True) for _ in group]
+    sizes = torch.tensor(rows, device=device)
+    sample = order.repeat_interleave(sizes)
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    step = torch.arange(len(sample), device=device) - starts
+    padding = step >= count[sample]
+    readable = ~padding | (count == 0)[sample]
+    if mask is not None:
+        # Real steps first, in their order.
+        step = mask.sort(dim=1, descending=True, stable=True).indices[sample, step]
+    groups: list[Group] = []
+    start = 0
+    for size, group in zip(longest, lengths, strict=True):
+        end = start + size * len(group)
+        even = all(length in (0, size) for length in group)
+        allowed = None if even else readable[start:end].view(len(group), 1, 1, size)
+        groups.append(Group(len(group), (start, end), allowed))
+        start = end
+    empty = count == 0 if any(0 in group for group in lengths) else None
+    return Packed(tuple(groups), sample * time + step, sample, padding, empty, (batch, time))
+
+
+def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the real steps of each sample first and cut off what is padding of all.
+
+    Args:
+        steps: ``(batch, time, dim)``.
+        mask: ``(batch, time)`` bool: real steps.
+
+    Returns:
+        The steps, their mask, and where each stood, ``(batch, time)``.
+    """
+    longest = max(1, int(mask.sum(dim=1).max()))
+    order = mask.sort(dim=1, descending=True, stable=True).indices[:, :longest]
+    place = order.unsqueeze(-1).expand(-1, -1, steps.shape[-1])
+    return steps.gather(1, place), mask.gather(1, order), order
+
+
+def worth_packing(masks: Sequence[Tensor | None], *, packing: bool | Literal["auto"]) -> bool:
+    """Whether enough of the steps is padding, or the user says so."""
+    given = [mask for mask in masks if mask is not None]
+    if packing != "auto":
+        return packing
+    # Elsewhere to ask is to wait.
+    return all(mask.device.type == "cpu" for mask in given) and (
+        sum(int(mask.sum()) for mask in given)
+        < (1 - WORTH_PACKING) * sum(mask.numel() for mask in given)
+    )

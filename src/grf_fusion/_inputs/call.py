@@ -1,0 +1,269 @@
+"""Checks of what a fusion is called with; their first argument is who refuses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from grf_fusion._checks.arguments import (
+    ShapeError,
+    expect_floating,
+    expect_shape,
+    expect_steps,
+    expect_tensor,
+)
+from grf_fusion._inputs.masks import as_mask, none_if_full
+
+
+class Arrival(NamedTuple):
+    """A checked modality of a batch.
+
+    Attributes:
+        features: ``(batch, time, d_k)``, or ``None`` if no sample has it.
+        mask: ``(batch, time)`` bool, ``None`` for all real.
+        present: ``(batch,)`` bool, ``None`` for all present.
+    """
+
+    features: Tensor | None
+    mask: Tensor | None
+    present: Tensor | None
+
+
+def who_has(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
+    """Tell which samples have the modality: ``(batch,)`` bool."""
+    if arrival.features is None:
+        return torch.zeros(batch, dtype=torch.bool, device=device)
+    here = arrival.present
+    if here is None:
+        here = torch.ones(batch, dtype=torch.bool, device=device)
+    return here if arrival.mask is None else here & arrival.mask.any(dim=1)
+
+
+def check_order(owner: str, order: object, declared: Sequence[str]) -> tuple[str, ...]:
+    """Return the order of fusion, the declared one by default.
+
+    Raises:
+        ShapeError: If it is not a permutation of the declared names.
+    """
+    if order is None:
+        return tuple(declared)
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise ShapeError(
+            f"{owner}: expected `order` to be a sequence of names, got {order!r}. "
+            f"Write order={tuple(declared)!r}."
+        )
+    names = tuple(cast("Sequence[Any]", order))
+    check_names(owner, "order", names, declared)
+    missing = [name for name in declared if name not in names]
+    if missing:
+        raise ShapeError(
+            f"{owner}: expected `order` to name every modality, missing {missing}. An absent "
+            "modality keeps its place."
+        )
+    if len(names) != len(declared):
+        raise ShapeError(f"{owner}: expected `order` to name each modality once, got {names}.")
+    return names
+
+
+def check_name(owner: str, name: object, declared: Sequence[str]) -> None:
+    """Refuse an undeclared modality.
+
+    Raises:
+        ShapeError: If it is not declared.
+    """
+    if not isinstance(name, str) or name not in declared:
+        raise ShapeError(
+            f"{owner}: expected `name` to be one of {list(declared)}, got {name!r}. "
+            "Declare it in `modalities` or with `add_modality`."
+        )
+
+
+def check_features(
+    owner: str,
+    argument: str,
+    features: object,
+    mask_argument: str,
+    mask: object,
+    *,
+    dim: int,
+    batch: int | None,
+    like: Tensor,
+) -> Arrival:
+    """Check one modality's features and mask.
+
+    Args:
+        owner: Class that refuses.
+        argument: Features as the caller wrote them.
+        features: The value.
+        mask_argument: Mask as the caller wrote it.
+        mask: The value, or ``None``.
+        dim: Declared width.
+        batch: Number of samples, ``None`` if this modality decides it.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        The arrival, without ``present``.
+
+    Raises:
+        ShapeError: If anything does not fit.
+    """
+    if features is None:
+        if mask is not None:
+            raise ShapeError(
+                f"{owner}: expected no `{mask_argument}` where there are no features, got a mask. "
+                f"Leave the mask out too, or give `{argument}`."
+            )
+        return Arrival(None, None, None)
+    tensor = expect_tensor(owner, argument, features)
+    hint = ""
+    if tensor.ndim == 2:
+        hint = " For one vector a sample add a time axis: `x.unsqueeze(1)`."
+    if tensor.ndim > 3:
+        hint = " Flatten positions into one time axis: `x.flatten(1, -2)`."
+    expect_shape(owner, argument, tensor, {"batch": batch, "time": None, "dim": dim}, hint)
+    expect_steps(owner, argument, tensor)
+    expect_floating(owner, argument, tensor, like)
+    if mask is None:
+        return Arrival(tensor, None, None)
+    size, time, _ = tensor.shape
+    real = as_mask(owner, mask_argument, mask, tensor.device, batch=size, time=time)
+    return Arrival(tensor, none_if_full(real), None)
+
+
+def check_call(
+    owner: str,
+    features: object,
+    masks: object,
+    present: object,
+    *,
+    declared: Mapping[str, int],
+    like: Tensor,
+    batch: int | None = None,
+) -> tuple[dict[str, Arrival], int]:
+    """Check all arguments of a forward pass.
+
+    Args:
+        owner: Class that refuses.
+        features: Features by name.
+        masks: Masks by name, or ``None``.
+        present: ``(batch, modalities)`` bool, or ``None``.
+        declared: Width of each modality, in declared order.
+        like: Parameter that tells dtype and device.
+        batch: Number of samples, ``None`` if the features decide it.
+
+    Returns:
+        An arrival for each declared modality, and the number of samples.
+
+    Raises:
+        ShapeError: If anything does not fit.
+    """
+    given = check_mapping(owner, "features", features, declared)
+    given_masks = check_mapping(owner, "masks", {} if masks is None else masks, declared)
+    arrivals: dict[str, Arrival] = {}
+    for name, dim in declared.items():
+        arrival = check_features(
+            owner,
+            f"features[{name!r}]",
+            given.get(name),
+            f"masks[{name!r}]",
+            given_masks.get(name),
+            dim=dim,
+            batch=batch,
+            like=like,
+        )
+        arrivals[name] = arrival
+        if batch is None and arrival.features is not None:
+            batch = arrival.features.shape[0]
+    if batch is None:
+        raise ShapeError(
+            f"{owner}: expected `features` to hold at least one of {list(declared)}, got none. "
+            "A batch that lacks everything is one masked step of any modality."
+        )
+    if present is None:
+        return arrivals, batch
+    columns = check_present(
+        owner, present, batch=batch, device=like.device, modalities=len(declared)
+    )
+    return {
+        name: Arrival(arrival.features, arrival.mask, column)
+        for (name, arrival), column in zip(arrivals.items(), columns.unbind(1), strict=True)
+    }, batch
+
+
+def tell_presence(
+    owner: str,
+    features: object,
+    masks: object,
+    present: object,
+    *,
+    declared: Mapping[str, int],
+    like: Tensor,
+) -> Tensor:
+    """Check the same arguments as `check_call`, and tell who has what.
+
+    Args:
+        owner: Class that refuses.
+        features: Features by name.
+        masks: Masks by name, or ``None``.
+        present: ``(batch, modalities)`` bool, or ``None``.
+        declared: Width of each modality, in declared order.
+        like: Parameter that tells dtype and device.
+
+    Returns:
+        ``(batch, modalities)`` bool, columns in declared order.
+
+    Raises:
+        ShapeError: If anything does not fit.
+    """
+    arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
+    columns = [who_has(arrival, batch, like.device) for arrival in arrivals.values()]
+    return torch.stack(columns, dim=1)
+
+
+def check_present(
+    owner: str, present: object, *, batch: int, device: torch.device, **axes: int
+) -> Tensor:
+    """Return ``present`` as bool.
+
+    Raises:
+        ShapeError: If it is not a bool or integer 0/1 tensor of shape ``(batch, **axes)``.
+    """
+    return as_mask(owner, "present", present, device, batch=batch, **axes)
+
+
+def check_names(
+    owner: str, argument: str, names: Sequence[object], declared: Sequence[str]
+) -> None:
+    """Refuse names that are not declared; some may be missing.
+
+    Raises:
+        ShapeError: If a name is not declared.
+    """
+    # Compared as strings only: an array is equal to nothing as a whole, and says so by an error.
+    given = {name for name in names if isinstance(name, str)}
+    unexpected = [name for name in names if not isinstance(name, str) or name not in declared]
+    if unexpected:
+        missing = [name for name in declared if name not in given]
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to name modalities of {list(declared)}, "
+            f"unexpected {unexpected}, missing {missing}."
+        )
+
+
+def check_mapping(
+    owner: str, argument: str, value: object, declared: Mapping[str, int]
+) -> Mapping[str, object]:
+    """Return a mapping by modality.
+
+    Raises:
+        ShapeError: If it is none, or names what is not declared.
+    """
+    if not isinstance(value, Mapping):
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to map names to tensors, got {type(value).__name__}. "
+            f"Write {argument}={{{next(iter(declared))!r}: ...}}."
+        )
+    mapping = cast("Mapping[Any, object]", value)
+    check_names(owner, argument, tuple(mapping), list(declared))
+    return mapping

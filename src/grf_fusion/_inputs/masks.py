@@ -1,0 +1,146 @@
+"""The mask convention, ``True`` = a real step, and what follows from it."""
+
+import torch
+from torch import Tensor
+
+from grf_fusion._checks.arguments import ShapeError, expect_same_device, expect_shape, expect_tensor
+from grf_fusion._checks.tracing import is_batched, is_transformed
+
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
+    """Turn the number of real steps of each sample into a mask, ``True`` = real.
+
+    Args:
+        lengths: Number of real steps, integers from 0 to ``max_length``.
+        max_length: Number of steps of the padded sequence.
+
+    Returns:
+        ``mask[b, t] = t < lengths[b]``, bool.
+
+    Shape:
+        - lengths: ``(batch,)``
+        - output: ``(batch, time)`` with ``time = max_length``
+
+    Raises:
+        ShapeError: If ``lengths`` is not a one-dimensional integer tensor, ``max_length`` is not a
+            positive integer, or a length lies outside 0 to ``max_length`` (values are not checked
+            under ``torch.compile`` and ``torch.export``).
+
+    Examples:
+        >>> mask_from_lengths(torch.tensor([1, 3]), 3)
+        tensor([[ True, False, False],
+                [ True,  True,  True]])
+    """
+    owner = "mask_from_lengths"
+    expect_tensor(owner, "lengths", lengths)
+    expect_shape(owner, "lengths", lengths, {"batch": None})
+    if not _is_integer(lengths):
+        raise ShapeError(f"{owner}: expected `lengths` to hold integers, got {lengths.dtype}.")
+    if isinstance(max_length, bool) or not isinstance(max_length, int | torch.SymInt):
+        raise ShapeError(
+            f"{owner}: expected `max_length` to be an integer, got {type(max_length).__name__}. "
+            "Of a tensor take `int(lengths.max())`."
+        )
+    if max_length < 1:
+        raise ShapeError(f"{owner}: expected `max_length` to be at least 1, got {max_length}.")
+    if can_read(lengths) and bool(((lengths < 0) | (lengths > max_length)).any()):
+        raise ShapeError(
+            f"{owner}: expected `lengths` between 0 and max_length={max_length}, "
+            f"got {int(lengths.min())} to {int(lengths.max())}."
+        )
+    return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def as_mask(
+    owner: str, argument: str, value: object, device: torch.device, **axes: int | None
+) -> Tensor:
+    """Check a mask and return it as bool, ``True`` = real.
+
+    Args:
+        owner: Class that refuses.
+        argument: Argument as the caller wrote it.
+        value: The mask.
+        device: Where it must lie.
+        **axes: Size of each axis in order.
+
+    Returns:
+        The mask as bool.
+
+    Raises:
+        ShapeError: If it is not a bool or integer 0/1 tensor of that shape on that device.
+    """
+    mask = expect_tensor(owner, argument, value)
+    hint = " A mask holds one truth value an entry, True = real."
+    expect_shape(owner, argument, mask, axes, hint)
+    expect_same_device(owner, argument, mask, device)
+    if mask.dtype == torch.bool:
+        return mask
+    if not _is_integer(mask):
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to be bool or integer 0/1 with True = real, "
+            f"got {mask.dtype}. A float mask may be a weight, a 0/1 flag or an additive bias of "
+            "0/-inf, and the last two mean opposite things: pass `mask > 0.5` or `mask == 0`."
+        )
+    if can_read(mask) and bool(((mask != 0) & (mask != 1)).any()):
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to hold only 0 and 1, "
+            f"got values from {int(mask.min())} to {int(mask.max())}. "
+            "Turn lengths into a mask with `mask_from_lengths`."
+        )
+    return mask != 0
+
+
+def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Put 0 where ``mask`` is False; NaN and Inf vanish there, and so do their gradients.
+
+    Shape:
+        - values: ``(batch, time, dim)``
+        - mask: ``(batch, time)`` or ``None`` for all real
+    """
+    return values if mask is None else values.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the real steps; 0 where a sample has none.
+
+    Shape:
+        - values: ``(batch, time, dim)``
+        - mask: ``(batch, time)`` or ``None`` for all real
+        - output: ``(batch, dim)``
+    """
+    if mask is None:
+        return values.mean(dim=1)
+    count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    # As `mean` does it: a sum of some thousand steps is beyond float16, their mean is not.
+    mean = fill_masked(values, mask).sum(dim=1, dtype=WIDER.get(values.dtype)) / count
+    return mean if mean.dtype == values.dtype else mean.to(values.dtype)
+
+
+def none_if_full(mask: Tensor | None) -> Tensor | None:
+    """Forget a mask that hides nothing, where looking costs nothing: on the CPU, not in a trace."""
+    if mask is None or not can_read(mask) or mask.device.type != "cpu":
+        return mask
+    if type(mask) is not Tensor or is_transformed() or not bool(mask.all()):
+        return mask
+    return None
+
+
+def unmask_empty(mask: Tensor) -> Tensor:
+    """Declare every step real in the rows that have no real step.
+
+    For rows whose result is thrown away: a softmax over nothing is NaN, and its gradient would
+    reach every parameter even through a result that nobody reads.
+    """
+    return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Whether values can steer Python: not while tracing, on the meta device or under vmap."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return not (tracing or tensor.is_meta or is_batched(tensor))

@@ -1,0 +1,140 @@
+"""How features enter a fusion: filled, projected, and given positions."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._inputs.call import Arrival, check_call, who_has
+from grf_fusion._inputs.masks import fill_masked, masked_mean
+from grf_fusion._inputs.positions import sinusoidal_positions
+
+
+class Received(NamedTuple):
+    """A projected modality of a batch.
+
+    Attributes:
+        projected: ``(batch, time, dim)``; an absent modality is one empty step.
+        real: ``(batch, time)`` bool: real steps, ``None`` for all.
+        present: ``(batch,)`` bool: samples that have at least one real step.
+    """
+
+    projected: Tensor
+    real: Tensor | None
+    present: Tensor
+
+    def pool(self) -> Tensor:
+        """Return the mean of the real steps, ``(batch, dim)``, 0 for a sample without any."""
+        return masked_mean(self.projected, self.real)
+
+
+def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
+    """Project a modality, with zeros for whatever is not real."""
+    weight = projection.weight
+    features, mask, present = arrival
+    here = who_has(arrival, batch, weight.device)
+    if features is None:
+        # One empty step instead of no step: every parameter stays in the graph with a zero
+        # gradient, and the ranks of a distributed job run the same modules in the same order.
+        shape = (batch, 1, projection.in_features)
+        features = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        present = here
+    real = mask
+    if present is not None:
+        column = present.unsqueeze(1).expand(features.shape[:2])
+        real = column if mask is None else mask & column
+    # Filled before it is projected: a NaN that is masked later has already met the weights.
+    return Received(projection(fill_masked(features, real)), real, here)
+
+
+def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
+    """Add PE, in the precision of the parameter ``like``."""
+    length, dim = sequence.shape[1:]
+    return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
+
+
+def make_projections(
+    modalities: Mapping[str, int],
+    dim: int,
+    *,
+    bias: bool = True,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.ModuleDict:
+    """Make a linear layer for each modality."""
+    return nn.ModuleDict(
+        {
+            name: nn.Linear(size, dim, bias=bias, device=device, dtype=dtype)
+            for name, size in modalities.items()
+        }
+    )
+
+
+def weight_of(projections: nn.ModuleDict) -> Tensor:
+    """Return a parameter that tells dtype and device."""
+    return cast(nn.Linear, next(iter(projections.values()))).weight
+
+
+def project_all(
+    projections: nn.ModuleDict, arrivals: Mapping[str, Arrival], batch: int
+) -> dict[str, Received]:
+    """Project every modality, in declared order."""
+    return {
+        name: project(cast(nn.Linear, projections[name]), arrival, batch)
+        for name, arrival in arrivals.items()
+    }
+
+
+def receive_all(
+    owner: str,
+    projections: nn.ModuleDict,
+    features: object,
+    masks: object,
+    present: object,
+    *,
+    declared: Mapping[str, int],
+) -> dict[str, Received]:
+    """Check a call and project all that it brings.
+
+    Args:
+        owner: Class that refuses.
+        projections: A linear layer for each modality.
+        features: Features by name.
+        masks: Masks by name, or ``None``.
+        present: ``(batch, modalities)`` bool, or ``None``.
+        declared: Width of each modality, in declared order.
+
+    Returns:
+        What was received, in declared order.
+
+    Raises:
+        ShapeError: If anything does not fit.
+    """
+    like = weight_of(projections)
+    arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
+    return project_all(projections, arrivals, batch)
+
+
+def join(parts: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Lay sequences one after the other.
+
+    Shape:
+        - parts: ``(batch, time_k, dim)`` each
+        - masks: ``(batch, time_k)`` each, ``None`` for all real
+        - output: ``(batch, time, dim)`` and ``(batch, time)`` or ``None`` for all real
+    """
+    steps = torch.cat(parts, dim=1)
+    if all(mask is None for mask in masks):
+        return steps, None
+    whole = [
+        torch.ones(part.shape[:2], dtype=torch.bool, device=part.device) if mask is None else mask
+        for part, mask in zip(parts, masks, strict=True)
+    ]
+    return steps, torch.cat(whole, dim=1)
+
+
+def clear_empty(fused: Tensor, parts: Collection[Received]) -> Tensor:
+    """Give 0 to samples that have no modality at all."""
+    someone = torch.stack([part.present for part in parts], dim=1).any(dim=1)
+    return fused.masked_fill(~someone.unsqueeze(1), 0.0)

@@ -1,0 +1,1 @@
+"""Attention, decoder layers, the block and the gate."""

@@ -1,0 +1,265 @@
+"""Multi-head attention with the library's mask convention, for many keys and for one.
+
+No einops in what may be compiled: einops keeps a table of the types that it has seen, the table
+becomes a guard of the graph, and a first einops call on, say, a NumPy array would compile it anew.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._checks.tracing import has_bias, is_plain
+from grf_fusion._cpu.dropout import FEW
+from grf_fusion._cpu.layout import Layout, Padded, attend
+from grf_fusion._inputs.masks import unmask_empty
+
+
+class AttentionWeights(NamedTuple):
+    """Attention weights of a `SymmetricCrossAttentionBlock`, before dropout.
+
+    Each is ``(batch, layers, heads, queries, keys)``, or ``None`` where the block has no such
+    attention. The weights of a query sum to 1; they are 0 where no key is real and where the query
+    itself is padding.
+
+    Attributes:
+        context_self: Context steps reading context steps.
+        context_cross: Context steps reading modality steps.
+        modality_self: Modality steps reading modality steps.
+        modality_cross: Modality steps reading context steps.
+    """
+
+    context_self: Tensor | None
+    context_cross: Tensor | None
+    modality_self: Tensor | None
+    modality_cross: Tensor | None
+
+
+class OneKeyAttention(nn.Module):
+    """Attention over a memory that always has one step.
+
+    Softmax over one key is 1 whatever the query, so there are no query and key projections: every
+    query reads the same, which is computed once a sample.
+
+    Args:
+        embed_dim: Width of queries and memory.
+        num_heads: Number of heads; divides ``embed_dim``.
+        dropout: Probability of dropping an attention weight, in training.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+    """
+
+    dropout: float
+    head_dim: int
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        dropout: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.head_dim = embed_dim // num_heads
+        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    @override
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        queries: Layout,
+        keys: Padded,
+        *,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what every row of ``query`` reads, as `Attention` does."""
+        value = keys.unpack(self.v_proj(memory))
+        weights = None
+        if need_weights:
+            shape = (value.shape[0], value.shape[-1] // self.head_dim, query.shape[1], 1)
+            weights = value.new_ones(shape)
+            if keys.mask is not None:
+                weights = weights.masked_fill(~keys.mask[:, None, None, :], 0.0)
+        return spread_value(self, value, query, queries), weights
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention, ``softmax(q k^T / sqrt(head_dim)) v``, projected in and out.
+
+    The key projection has no bias: it would add the same number to all scores of a query, which
+    the softmax cancels.
+
+    Args:
+        embed_dim: Width of queries and memory.
+        num_heads: Number of heads; divides ``embed_dim``.
+        dropout: Probability of dropping an attention weight, in training.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+    """
+
+    dropout: float
+    head_dim: int
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        dropout: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.head_dim = embed_dim // num_heads
+        self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    @override
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        queries: Layout,
+        keys: Layout,
+        *,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let each query read the real steps of the memory; over nothing, it reads 0.
+
+        Args:
+            query: Rows that read.
+            memory: Rows that are read.
+            queries: Layout of ``query``.
+            keys: Layout of ``memory``: of the same kind, or padded with one step.
+            need_weights: Also return the weights; padded layouts only.
+
+        Returns:
+            What each row of ``query`` read, and the weights before dropout,
+            ``(batch, heads, queries, keys)``, or ``None``.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if isinstance(keys, Padded) and not need_weights:
+            if keys.one_step:
+                value = keys.unpack(self.v_proj(memory)) + self._anchor(query)
+                return spread_value(self, value, query, queries), None
+            foldable = queries.one_step and _worth_joining(memory, self.k_proj, self.v_proj)
+            if foldable and has_bias(self.v_proj) and not has_bias(self.k_proj):
+                return self.out_proj(self._read_with_one_query(query, memory, keys.mask)), None
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (split_heads(x, self.head_dim) for x in project(query, memory, *parts))
+        if need_weights and isinstance(keys, Padded):
+            read, weights = self._read_with_weights(q, k, v, keys.mask)
+        else:
+            read, weights = attend(q, k, v, queries, keys, dropout=dropout), None
+        return self.out_proj(read.flatten(-2)), weights
+
+    def _read_with_one_query(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Read with one query a sample, without projecting the memory.
+
+        The key projection goes into the query, ``q^T (W m) = (W^T q)^T m``; the value
+        projection goes behind the weighted sum over steps j,
+        ``sum w_j (V m_j + b) = V (sum w_j m_j) + b (sum w_j)``.
+        """
+        w_k, w_v = (
+            projection.weight.reshape(-1, self.head_dim, projection.in_features)
+            for projection in (self.k_proj, self.v_proj)
+        )
+        q = split_heads(self.q_proj(query), self.head_dim).squeeze(1)
+        weights = attention_weights(
+            torch.einsum("bhe,hed->bhd", q, w_k), memory, mask, self.head_dim
+        )
+        weights = F.dropout(weights, self.dropout, self.training)
+        read = torch.einsum("bhd,hed->bhe", weights @ memory, w_v)
+        bias = self.v_proj.bias.reshape(-1, self.head_dim)
+        return (read + weights.sum(dim=-1, keepdim=True) * bias).flatten(1).unsqueeze(1)
+
+    def _read_with_weights(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        weights = attention_weights(q, k, mask, self.head_dim)
+        read = F.dropout(weights, self.dropout, self.training) @ v
+        return read.transpose(1, 2), weights
+
+    def _anchor(self, query: Tensor) -> Tensor:
+        """Zero, in whose graph stands what one key leaves without influence.
+
+        The sum over no rows reads nothing and sends back zeros.
+        """
+        nothing = query[:0]
+        return self.q_proj(nothing).sum() + self.k_proj(nothing).sum()
+
+
+def project(
+    query: Tensor, memory: Tensor, q_proj: nn.Linear, k_proj: nn.Linear, v_proj: nn.Linear
+) -> tuple[Tensor, ...]:
+    """Project to queries, keys and values; in self-attention with one matrix product."""
+    parts = (q_proj, k_proj, v_proj)
+    # Not for a compiler or a converter: it sees three plain layers instead of weights that are
+    # joined at every call.
+    if torch.compiler.is_compiling() or query is not memory or not _worth_joining(memory, *parts):
+        return q_proj(query), k_proj(memory), v_proj(memory)
+    weight = torch.cat([part.weight for part in parts])
+    biases = cast("list[Tensor | None]", [part.bias for part in parts])
+    nothing = weight.new_zeros(len(q_proj.weight))
+    bias = torch.cat([nothing if bias is None else bias for bias in biases])
+    return F.linear(query, weight, bias).chunk(3, dim=-1)
+
+
+def _worth_joining(memory: Tensor, *projections: nn.Linear) -> bool:
+    """Whether to rearrange products: not where that takes longer than they do, in eager mode."""
+    few = not torch.compiler.is_compiling() and memory.numel() < FEW
+    return not few and is_plain(*projections)
+
+
+def spread_value(
+    attention: "Attention | OneKeyAttention", value: Tensor, query: Tensor, queries: Layout
+) -> Tensor:
+    """Give every query the one projected value ``(batch, 1, dim)`` of its sample.
+
+    With dropout the weight of each query and head, 1, is dropped by itself.
+    """
+    if not attention.training or attention.dropout == 0.0:
+        return queries.spread(attention.out_proj(value), query)
+    value = queries.spread(value, query)
+    value = split_heads(value, attention.head_dim)
+    weights = F.dropout(torch.ones_like(value[..., :1]), attention.dropout)
+    return attention.out_proj((weights * value).flatten(-2))
+
+
+def split_heads(rows: Tensor, head_dim: int) -> Tensor:
+    """Turn ``(..., dim)`` into ``(..., heads, head_dim)``."""
+    return rows.reshape(*rows.shape[:-1], rows.shape[-1] // head_dim, head_dim)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
+    """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 where nothing is real.
+
+    Shape:
+        - q: ``(batch, ..., queries, dim)``
+        - k: ``(batch, ..., keys, dim)``
+        - mask: ``(batch, keys)``
+        - output: ``(batch, ..., queries, keys)``
+    """
+    scores = q @ k.transpose(-2, -1) * head_dim**-0.5
+    if mask is None:
+        return scores.softmax(dim=-1)
+    shape = (mask.shape[0], *[1] * (scores.ndim - 2), mask.shape[1])
+    weights = scores.masked_fill(~unmask_empty(mask).reshape(shape), -torch.inf).softmax(dim=-1)
+    return weights.masked_fill(~mask.reshape(shape), 0.0)

@@ -1,0 +1,169 @@
+"""The decoder layer that both stacks of the symmetric cross-attention are made of."""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._cpu.dropout import drop
+from grf_fusion._cpu.feedforward import feedforward
+from grf_fusion._cpu.layout import Layout, Padded
+from grf_fusion._layers.attention import Attention, OneKeyAttention
+from grf_fusion._layers.linear_attention import LinearAttention
+
+# Enriched rows, and the weights of self-attention and cross-attention.
+Rows = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+class DecoderLayer(nn.Module):
+    """One decoder layer: self-attention, cross-attention, feed-forward, each with a residual."""
+
+    norm_first: bool
+    activation: str
+    self_attn: Attention | LinearAttention | OneKeyAttention | None
+    self_attn_norm: nn.LayerNorm | None
+    cross_attn: Attention | OneKeyAttention
+    cross_attn_norm: nn.LayerNorm | None
+    linear1: nn.Linear
+    linear2: nn.Linear
+    feedforward_norm: nn.LayerNorm
+    dropout: nn.Dropout
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        activation: str,
+        norm_first: bool,
+        self_attention: bool | Literal["linear"],
+        one_step: bool,
+        one_key: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+
+        def attention(*, one_key: bool, dropout: float = dropout) -> Attention | OneKeyAttention:
+            kind = OneKeyAttention if one_key else Attention
+            return kind(embed_dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype)
+
+        def self_attn() -> Attention | LinearAttention | OneKeyAttention:
+            if self_attention != "linear":
+                return attention(one_key=one_step)
+            if one_step:
+                # The weight of a single key is 1 whatever the kernel, and none is dropped.
+                return attention(one_key=True, dropout=0.0)
+            return LinearAttention(embed_dim, num_heads=num_heads, device=device, dtype=dtype)
+
+        def norm() -> nn.LayerNorm:
+            return nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+
+        self.norm_first = norm_first
+        self.activation = activation
+        self.self_attn = self_attn() if self_attention else None
+        self.self_attn_norm = norm() if self_attention else None
+        self.cross_attn = attention(one_key=one_key)
+        # Before an attention over one key it would only reach the query, which does not matter.
+        self.cross_attn_norm = None if one_key and norm_first else norm()
+        self.linear1 = nn.Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
+        self.linear2 = nn.Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
+        self.feedforward_norm = norm()
+        self.dropout = nn.Dropout(dropout)
+
+    @override
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        steps: Layout,
+        memory_steps: Layout,
+        *,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the enriched rows and the weights of both attentions."""
+        self_weights = None
+        if self.self_attn is not None and self.self_attn_norm is not None:
+            query = self.self_attn_norm(x) if self.norm_first else x
+            read, self_weights = self.self_attn(
+                query, query, steps, steps, need_weights=need_weights
+            )
+            x = self._add(x, read, self.self_attn_norm)
+        norm = self.cross_attn_norm if self.norm_first else None
+        query = x if norm is None else norm(x)
+        read, cross_weights = self.cross_attn(
+            query, memory, steps, memory_steps, need_weights=need_weights
+        )
+        x = self._add(x, read, self.cross_attn_norm)
+        query = self.feedforward_norm(x) if self.norm_first else x
+        update = feedforward(query, self.linear1, self.linear2, self.activation, self.dropout)
+        x = self._add(x, update, self.feedforward_norm)
+        return x, self_weights, cross_weights
+
+    def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        x = drop(self.dropout, update, x)
+        return x if self.norm_first or norm is None else norm(x)
+
+
+def run_layers(
+    layers: nn.ModuleList,
+    x: Tensor,
+    memory: Tensor,
+    steps: Layout,
+    memory_steps: Layout,
+    *,
+    need_weights: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run a stack; all its layers read the same memory.
+
+    Args:
+        layers: The stack of `DecoderLayer`.
+        x: Rows that the stack starts at.
+        memory: Rows that it reads.
+        steps: Layout of ``x``.
+        memory_steps: Layout of ``memory``.
+        need_weights: Also return the attention weights; padded layouts only.
+        recompute: Keep only what enters a layer, and compute the rest again for the gradient.
+
+    Returns:
+        The enriched rows, and the weights of self-attention and cross-attention, each
+        ``(batch, layers, heads, queries, keys)`` or ``None``.
+    """
+    self_weights: list[Tensor] = []
+    cross_weights: list[Tensor] = []
+    for layer in layers:
+        call = _recomputed(layer) if recompute else layer
+        x, of_self, of_cross = call(x, memory, steps, memory_steps, need_weights=need_weights)
+        if of_self is not None:
+            self_weights.append(of_self)
+        if of_cross is not None:
+            cross_weights.append(of_cross)
+    return x, _stack(self_weights, steps), _stack(cross_weights, steps)
+
+
+def _recomputed(layer: nn.Module) -> Callable[..., Rows]:
+    """Return a call of the layer that keeps what enters it and nothing else."""
+    # Here, because with torch 2.6 this loads sympy, which takes longer than all of ours.
+    from torch.utils.checkpoint import (  # noqa: PLC0415
+        checkpoint,  # pyright: ignore[reportUnknownVariableType]
+    )
+
+    def call(*given: object, need_weights: bool) -> Rows:
+        return cast(Rows, checkpoint(layer, *given, need_weights=need_weights, use_reentrant=False))
+
+    return call
+
+
+def _stack(weights: list[Tensor], steps: Layout) -> Tensor | None:
+    if not weights:
+        return None
+    stacked = torch.stack(weights, dim=1)
+    if not isinstance(steps, Padded) or steps.mask is None:
+        return stacked
+    # Padded queries are nobody's steps; their weights would blur every average.
+    return stacked.masked_fill(~steps.mask[:, None, None, :, None], 0.0)

@@ -1,0 +1,189 @@
+"""The gated fusion unit: decides, feature by feature, what an update may overwrite."""
+
+import math
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._checks.arguments import (
+    ShapeError,
+    expect_floating,
+    expect_probability,
+    expect_shape,
+    expect_size,
+    expect_tensor,
+)
+
+OWNER = "GatedFusionUnit"
+
+
+def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> None:
+    """Refuse, with ValueError, what no `GatedFusionUnit` can be built from."""
+    expect_size(OWNER, "embed_dim", embed_dim)
+    expect_probability(OWNER, "dropout", dropout)
+    if (
+        not isinstance(gate_bias, int | float)
+        or isinstance(gate_bias, bool)
+        or not math.isfinite(gate_bias)
+    ):
+        raise ValueError(f"{OWNER}: expected `gate_bias` to be a finite number, got {gate_bias!r}.")
+
+
+class GatedFusionUnit(nn.Module):
+    r"""Blend a state with an update through a learnt gate.
+
+        z = sigmoid([s; u] W_z + b_z)          update gate: 0 keeps, 1 overwrites
+        c = tanh([s; u] W_c + b_c)             candidate
+        h = LayerNorm(dropout((1 - z) * s + z * c))
+
+    with ``s`` = ``state``, ``u`` = ``update`` and ``h`` = the result. ``W_z`` and ``W_c`` are the
+    first and the last ``embed_dim`` rows of ``linear.weight``, transposed. Source: GRF, arXiv
+    2507.02985.
+
+    Differences from the paper: ``norm``, ``gate_bias`` and ``identity_init`` are options. With
+    ``identity_init`` the gate is ``z * gate_scale``, a learnt scalar that starts at 0, so that
+    a unit put into a pretrained model returns its state bit for bit, in training too, until it has
+    learnt something. (Of a state of -0.0 it keeps the value and not the sign; the state has to be
+    finite.)
+
+    Args:
+        embed_dim: Width of state and update.
+        dropout: Probability of dropping a feature of the blend before its norm, in training.
+        norm: Whether to normalise the blend. Without it every output lies between the state and
+            the candidate.
+        gate_bias: Start value of ``b_z``; negative values keep the state at first.
+        identity_init: Start as the identity on the state. Needs ``norm=False`` and ``dropout=0``,
+            which would change the state.
+        device: Where to make the parameters.
+        dtype: Floating-point type of the parameters.
+
+    Raises:
+        ValueError: If ``embed_dim`` is not a positive integer, ``dropout`` not in [0, 1),
+            ``gate_bias`` not finite, or ``identity_init`` meets ``norm=True`` or dropout.
+
+    Examples:
+        >>> unit = GatedFusionUnit(8)
+        >>> unit(torch.zeros(4, 8), torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
+
+    embed_dim: int
+    gate_bias: float
+    linear: nn.Linear
+    dropout: nn.Dropout
+    norm: nn.LayerNorm | None
+    gate_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        dropout: float = 0.0,
+        norm: bool = True,
+        gate_bias: float = 0.0,
+        identity_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_unit_options(embed_dim, dropout=dropout, gate_bias=gate_bias)
+        if identity_init and (norm or dropout > 0):
+            raise ValueError(
+                f"{OWNER}: expected `identity_init=True` with norm=False and dropout=0, "
+                f"got norm={norm} and dropout={dropout}. Either would change the state."
+            )
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.gate_bias = gate_bias
+        # Gate and candidate read the same input: one matrix product serves both.
+        self.linear = nn.Linear(2 * embed_dim, 2 * embed_dim, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else None
+        self.gate_scale = (
+            nn.Parameter(torch.empty((), device=device, dtype=dtype)) if identity_init else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew; the gate's bias starts at ``gate_bias``."""
+        self.linear.reset_parameters()
+        with torch.no_grad():
+            self.linear.bias[: self.embed_dim].fill_(self.gate_bias)
+            if self.gate_scale is not None:
+                self.gate_scale.zero_()
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    @overload
+    def forward(
+        self, state: Tensor, update: Tensor, *, return_gate: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, state: Tensor, update: Tensor, *, return_gate: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @override
+    def forward(
+        self, state: Tensor, update: Tensor, *, return_gate: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Blend ``state`` with ``update``.
+
+        Args:
+            state: What is known so far.
+            update: What has just arrived.
+            return_gate: Also return the gate, in [0, 1]: the share of each feature that was
+                overwritten; with ``identity_init`` times ``gate_scale``, which is not bounded.
+
+        Returns:
+            The new state, or the new state and the gate.
+
+        Shape:
+            - state: ``(..., dim)``
+            - update: the shape of ``state``
+            - output, gate: the shape of ``state``
+
+        Raises:
+            ShapeError: If a width, a shape, a dtype or a device does not fit.
+        """
+        self._check(state, update)
+        both = torch.cat((state, update), dim=-1)
+        if torch.compiler.is_compiling():
+            # With a leading axis ONNX makes it a MatMul. onnxruntime's quantiser transposes the
+            # weight of a Gemm once for every Gemm that shares it, and all steps of a chain do.
+            pair = self.linear(both.unsqueeze(0)).squeeze(0)
+        else:
+            pair = self.linear(both)
+        gate, candidate = pair.to(state.dtype).chunk(2, dim=-1)
+        gate = gate.sigmoid()
+        if self.gate_scale is not None:
+            gate = gate * self.gate_scale
+        # lerp never leaves the interval between its ends; (1 - z) * s + z * c can, by rounding.
+        blend = self.dropout(torch.lerp(state, candidate.tanh(), gate))
+        fused = blend if self.norm is None else self.norm(blend)
+        return (fused, gate) if return_gate else fused
+
+    @override
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return (
+            f"embed_dim={self.embed_dim}, gate_bias={self.gate_bias}, "
+            f"identity_init={self.gate_scale is not None}"
+        )
+
+    def _check(self, state: Tensor, update: Tensor) -> None:
+        owner = OWNER
+        expect_tensor(owner, "state", state)
+        expect_tensor(owner, "update", update)
+        if state.ndim == 0 or state.shape[-1] != self.embed_dim:
+            raise ShapeError(
+                f"{owner}: expected `state` of shape (..., dim={self.embed_dim}), "
+                f"got {tuple(state.shape)}."
+            )
+        names = ("batch", "time") if state.ndim <= 3 else [f"axis_{i}" for i in range(state.ndim)]
+        axes = dict(zip(names[: state.ndim - 1], state.shape[:-1], strict=True))
+        expect_shape(owner, "update", update, {**axes, "dim": self.embed_dim})
+        expect_floating(owner, "state", state, self.linear.weight)
+        expect_floating(owner, "update", update, self.linear.weight)

@@ -1,0 +1,214 @@
+"""Balancing what modalities learn: the stronger one gets smaller gradients."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from grf_fusion._checks.arguments import ShapeError, expect_flag, expect_shape, expect_tensor
+from grf_fusion._inputs.call import check_names, check_present
+
+OWNER = "modulate_gradients"
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def modulate_gradients(
+    modules: Mapping[str, nn.Module] | nn.ModuleDict,
+    logits: Mapping[str, Tensor],
+    targets: Tensor,
+    *,
+    alpha: float,
+    noise: bool = True,
+    present: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    r"""Scale the gradients of each modality by how far it is ahead of the others.
+
+    To be called between ``backward()`` and the optimiser's step:
+
+        s_k   = mean of softmax(logits_k)[target] over the samples that have modality k
+        rho_k = s_k / mean of s_j over the other modalities j that some sample has
+        c_k   = 1 - tanh(alpha * rho_k) if rho_k > 1, else 1
+        g     = c_k * g + e,   e ~ Normal(0, std(g)^2)
+
+    for every gradient ``g`` of ``modules[k]``, the standard deviation being that of the entries of
+    ``g`` before it is scaled. Source: OGM-GE, Peng et al. 2022, arXiv 2203.15332; with two
+    modalities it is their formula.
+
+    Differences from the paper: any number of modalities, each compared with the mean of the others;
+    a sample counts for the modalities that it has; a gradient of one entry, which has no standard
+    deviation, gets no noise.
+
+    ``logits_k`` is what the model says by modality k alone. With a fusion and a head behind it that
+    is what they say where all others are left out, as in the example. In distributed training,
+    give all ranks the same: gather logits, targets and presence, and seed ``generator`` alike.
+
+    Args:
+        modules: For each modality, what only its gradients pass through; no two share a parameter.
+        logits: For each modality, scores of the classes by it alone; only their values are used.
+        targets: The true classes.
+        alpha: How strongly to hold back, at least 0; the authors use 0.1 to 1.
+        noise: Whether to add the noise that makes up for smaller gradients (GE).
+        present: Which sample has which modality, columns in the order of ``modules``; ``None`` for
+            all.
+        generator: Where the noise comes from; ``None`` for the global one.
+
+    Returns:
+        The factors ``c_k``, for the record. Gradients are changed in place; a parameter without a
+        gradient stays without one, and a gradient of 0 stays 0.
+
+    Shape:
+        - logits: ``(batch, classes)`` each
+        - targets: ``(batch,)``
+        - present: ``(batch, modalities)``
+        - output: ``()`` each
+
+    Raises:
+        ValueError: If ``alpha`` is not finite and at least 0, or ``noise`` neither True nor False.
+        ShapeError: If modules, names, shapes, dtypes or devices do not fit, or there is no
+            gradient. Nothing is changed then.
+
+    Examples:
+        >>> from grf_fusion.baselines import ConcatFusion
+        >>> fusion, head = ConcatFusion({"text": 6, "audio": 5}, embed_dim=8), nn.Linear(8, 3)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> targets = torch.tensor([0, 2, 1, 1])
+        >>> nn.functional.cross_entropy(head(fusion(features)), targets).backward()
+        >>> alone = {name: head(fusion({name: x})) for name, x in features.items()}
+        >>> factors = modulate_gradients(fusion.projections, alone, targets, alpha=0.5)
+        >>> min(factors.values()) < 1
+        tensor(True)
+    """
+    names, gradients = _check_modules(modules)
+    _check_alpha(alpha)
+    expect_flag(OWNER, "noise", noise)
+    scores, classes = _check_logits(logits, names)
+    _check_targets(targets, len(scores[0]), classes, scores[0].device)
+    here = torch.ones(len(targets), len(names), dtype=torch.bool, device=targets.device)
+    if present is not None:
+        axes = {"batch": len(targets), "modalities": len(names)}
+        here = check_present(OWNER, present, device=targets.device, **axes)
+    with torch.no_grad():
+        factors = _factors(torch.stack(scores, dim=1), targets, here, alpha)
+        for factor, own in zip(factors, gradients, strict=True):
+            for gradient in own:
+                spread = gradient.std() if noise and gradient.numel() > 1 else None
+                gradient.mul_(factor.to(gradient))
+                if spread is not None:
+                    gradient.add_(_draw_like(gradient, generator) * spread)
+    return dict(zip(names, factors.unbind(), strict=True))
+
+
+def _factors(logits: Tensor, targets: Tensor, here: Tensor, alpha: float) -> Tensor:
+    """Return ``c_k`` from logits ``(batch, modalities, classes)``."""
+    index = targets.long()[:, None, None].expand(-1, logits.shape[1], 1)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    likelihood = logits.softmax(dim=-1, dtype=exact).gather(-1, index).squeeze(-1)
+    means = likelihood.masked_fill(~here, 0.0).sum(dim=0) / here.sum(dim=0).clamp(min=1)
+    itself = torch.eye(len(means), dtype=torch.bool, device=means.device)
+    others = here.any(dim=0) & ~itself
+    rest = (means * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
+    ratio = means / rest.clamp(min=torch.finfo(means.dtype).tiny)
+    # Without anybody else there is nothing to be ahead of.
+    ahead = (ratio > 1) & others.any(dim=1)
+    return torch.where(ahead, 1 - torch.tanh(alpha * ratio), torch.ones_like(ratio))
+
+
+def _draw_like(gradient: Tensor, generator: torch.Generator | None) -> Tensor:
+    noise = torch.empty_like(gradient)
+    return noise.normal_(generator=generator)
+
+
+def _check_modules(modules: object) -> tuple[list[str], list[list[Tensor]]]:
+    """Refuse what has no gradients to scale; return names and gradients."""
+    # nn.ModuleDict is no mapping to Python, but has the items of one.
+    if not isinstance(modules, Mapping | nn.ModuleDict):
+        raise ShapeError(
+            f"{OWNER}: expected `modules` to map names to modules, got {type(modules).__name__}."
+        )
+    given = dict(cast("Mapping[Any, object]", modules).items())
+    owners: dict[int, str] = {}
+    gradients: list[list[Tensor]] = []
+    for name, module in given.items():
+        if not isinstance(module, nn.Module):
+            raise ShapeError(
+                f"{OWNER}: expected `modules[{name!r}]` to be an nn.Module, "
+                f"got {type(module).__name__}."
+            )
+        own: list[Tensor] = []
+        for key, parameter in module.named_parameters():
+            other = owners.setdefault(id(parameter), name)
+            if other != name:
+                raise ShapeError(
+                    f"{OWNER}: expected `modules[{name!r}]` to share no parameter with another, "
+                    f"got {key!r}, which is in {other!r} too."
+                )
+            if parameter.grad is not None:
+                own.append(expect_tensor(OWNER, f"modules[{name!r}].{key}.grad", parameter.grad))
+        gradients.append(own)
+    if not any(gradients):
+        raise ShapeError(
+            f"{OWNER}: expected `modules` to have gradients, got none. "
+            "Call it between backward() and the optimiser's step."
+        )
+    return list(given), gradients
+
+
+def _check_alpha(alpha: object) -> None:
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not 0 <= cast(float, alpha) < math.inf:
+        raise ValueError(
+            f"{OWNER}: expected `alpha` to be a finite number of at least 0, got {alpha!r}."
+        )
+
+
+def _check_logits(logits: object, names: Sequence[str]) -> tuple[list[Tensor], int]:
+    if not isinstance(logits, Mapping):
+        raise ShapeError(
+            f"{OWNER}: expected `logits` to map names to tensors, got {type(logits).__name__}."
+        )
+    given = cast("Mapping[Any, object]", logits)
+    check_names(OWNER, "logits", tuple(given), names)
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ShapeError(
+            f"{OWNER}: expected `logits` to name each of {list(names)}, missing {missing}."
+        )
+    scores: list[Tensor] = []
+    axes: dict[str, int | None] = {"batch": None, "classes": None}
+    for name in names:
+        argument = f"logits[{name!r}]"
+        tensor = expect_tensor(OWNER, argument, given[name])
+        expect_shape(OWNER, argument, tensor, axes)
+        like = scores[0] if scores else tensor
+        if not tensor.is_floating_point() or tensor.dtype != like.dtype:
+            raise ShapeError(
+                f"{OWNER}: expected `{argument}` to be floating-point and of one dtype with the "
+                f"others, got {tensor.dtype}."
+            )
+        if tensor.device != like.device:
+            raise ShapeError(
+                f"{OWNER}: expected `{argument}` on device {like.device}, as the others, "
+                f"got {tensor.device}."
+            )
+        axes = dict(zip(axes, tensor.shape, strict=True))
+        scores.append(tensor)
+    return scores, scores[0].shape[1]
+
+
+def _check_targets(targets: object, batch: int, classes: int, device: torch.device) -> None:
+    tensor = expect_tensor(OWNER, "targets", targets)
+    expect_shape(OWNER, "targets", tensor, {"batch": batch}, " Give classes, not one-hot rows.")
+    if tensor.dtype not in INTEGERS or tensor.device != device:
+        raise ShapeError(
+            f"{OWNER}: expected `targets` to hold integers on device {device}, as the logits, "
+            f"got {tensor.dtype} on {tensor.device}."
+        )
+    # Elsewhere the values are not read, which would wait for the device.
+    if device.type == "cpu" and bool(((tensor < 0) | (tensor >= classes)).any()):
+        raise ShapeError(
+            f"{OWNER}: expected `targets` between 0 and {classes - 1}, "
+            f"got {int(tensor.min())} to {int(tensor.max())}."
+        )

@@ -1,0 +1,72 @@
+"""Dropping whole modalities in training, so that a model learns to do without."""
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._checks.arguments import ShapeError, expect_probability
+from grf_fusion._inputs.masks import as_mask
+
+
+class ModalityDropout(nn.Module):
+    """Drop whole modalities per sample in training, and never all that a sample has.
+
+    Each modality that is present is dropped with probability ``p``, independently; where none
+    would be left, one of them, drawn uniformly, stays. In eval mode nothing is dropped.
+
+    Args:
+        p: Probability of dropping a modality of a sample, in [0, 1).
+
+    Raises:
+        ValueError: If ``p`` is not in [0, 1).
+
+    Examples:
+        >>> drop = ModalityDropout(0.3)
+        >>> present = drop(torch.ones(4, 3, dtype=torch.bool))
+        >>> present.any(dim=1).all()
+        tensor(True)
+    """
+
+    p: float
+
+    def __init__(self, p: float) -> None:
+        expect_probability("ModalityDropout", "p", p)
+        super().__init__()
+        self.p = p
+
+    @override
+    def forward(self, present: Tensor) -> Tensor:
+        """Drop modalities from ``present``.
+
+        Args:
+            present: Which modality each sample has, as `GatedRecurrentFusion.presence` returns.
+
+        Returns:
+            What is left, bool; pass it as ``present=`` to `GatedRecurrentFusion`.
+
+        Shape:
+            - present, output: ``(batch, modalities)``
+
+        Raises:
+            ShapeError: If ``present`` is not a bool or integer 0/1 tensor of two axes.
+        """
+        device = present.device if isinstance(present, Tensor) else torch.device("cpu")  # pyright: ignore[reportUnnecessaryIsInstance]
+        present = as_mask(
+            "ModalityDropout", "present", present, device, batch=None, modalities=None
+        )
+        if present.shape[1] == 0:
+            raise ShapeError(
+                "ModalityDropout: expected `present` to have at least one modality, "
+                f"got {tuple(present.shape)}."
+            )
+        if not self.training:
+            return present
+        luck = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+        # The luckiest modality stays in any case, so that no sample loses all it has.
+        luckiest = luck == luck.max(dim=1, keepdim=True).values
+        return present & ((luck >= self.p) | luckiest)
+
+    @override
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"p={self.p}"

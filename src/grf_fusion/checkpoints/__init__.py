@@ -1,0 +1,6 @@
+"""Trained weights: our own, and other people's."""
+
+from grf_fusion.checkpoints._author import load_author_checkpoint
+from grf_fusion.checkpoints._files import load_checkpoint, save_checkpoint
+
+__all__ = ["load_author_checkpoint", "load_checkpoint", "save_checkpoint"]
