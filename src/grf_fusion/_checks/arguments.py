@@ -58,7 +58,7 @@ def expect_shape(
     """Refuse a tensor whose axes differ from the named sizes.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         argument: Argument as the caller wrote it.
         tensor: The value.
         axes: Name and size of each axis in order; ``None`` for any size.
@@ -145,7 +145,7 @@ def expect_heads(owner: str, argument: str, dim: int, num_heads: object) -> None
     """Refuse a number of heads that does not divide the width ``argument``.
 
     Raises:
-        ValueError: If it does not, or is no positive integer.
+        ValueError: If it does not, or is not a positive integer.
     """
     expect_size(owner, "num_heads", num_heads)
     if dim % cast(int, num_heads) != 0:

@@ -1,4 +1,4 @@
-"""Checks of other people's weights, before anything is built from them."""
+"""Checks of foreign weights, before a module is built from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,14 +27,14 @@ def check_order(order: Sequence[str]) -> list[str]:
 def axis_of(
     weights: Mapping[str, Tensor], key: str, axis: int, *, prefix: str, ndim: int = 2
 ) -> int:
-    """Read a size off a weight.
+    """Infer a size from a weight.
 
     Args:
         weights: All weights by name.
         key: Name of the weight.
         axis: The axis.
-        prefix: How names of projections start.
-        ndim: Number of axes that the weight has to have.
+        prefix: Prefix of the names of projections.
+        ndim: Expected number of axes.
 
     Returns:
         The size.
@@ -56,7 +56,7 @@ def axis_of(
 
 
 def describe(value: object) -> str:
-    """Tell the shape of a tensor, or the type of what is none."""
+    """Return the shape of a tensor, or the type of anything else, as text."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
