@@ -110,9 +110,7 @@ also_copy=
 {copied}
 pytest_add_cli_args=
     --numprocesses=0
-    --no-cov
-    -m
-    not slow
+    --full
     -p
     no:cacheprovider
 pytest_add_cli_args_test_selection=

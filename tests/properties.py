@@ -344,7 +344,7 @@ def unit_case(
 
     module = remake()
     randomise(module, seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     values = {
         name: torch.randn(*leading, embed_dim, generator=generator, dtype=torch.float64).to(dtype)
         for name in ("state", "update")
@@ -361,7 +361,7 @@ def by_name(weights: AttentionWeights) -> Named:
 
 def weighted_sum(outputs: Mapping[str, Tensor]) -> Tensor:
     """A random direction in the outputs, as a scalar to differentiate."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     loss = torch.zeros((), dtype=torch.float64)
     for output in outputs.values():
         if output.dtype.is_floating_point:
@@ -418,7 +418,7 @@ def assert_padding_has_no_influence(case: Case, seed: int = 0) -> None:
 
     Gradients are exactly 0 where a value is hidden, and finite everywhere.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
 
     def noise(values: Tensor) -> Tensor:
         return torch.randn(values.shape, generator=generator).to(values.dtype)
@@ -577,7 +577,7 @@ def assert_gradcheck(case: Case, *, fast: bool) -> None:
 def assert_autocast_is_close(case: Case, tolerance: float) -> None:
     """Guarantee 13: under autocast to bfloat16, outputs are near and gradients stay float32."""
     expected = case.outputs()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         actual = case.outputs()
         gradients = case.gradients()
     assert_close(actual, expected, tolerance)
@@ -595,7 +595,7 @@ def assert_copies_agree(case: Case) -> None:
     state = torch.load(file, weights_only=True)
     fresh, meta = case.remake(), case.remake(device="meta")
     assert all(value.is_meta for value in tensors_of(meta).values()), "not all on meta"
-    meta.to_empty(device="cpu")
+    meta.to_empty(device=torch.get_default_device())
     for module in (fresh, meta):
         module.load_state_dict(state)
         module.eval()

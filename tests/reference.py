@@ -258,7 +258,7 @@ def _block_sample(
 def _with_literal(params: Params, extra: Params | None, *, pooled: bool) -> dict[str, Tensor]:
     if not pooled:
         return {**(extra or {}), **params}
-    generated = literal_weights(params, torch.Generator().manual_seed(2))
+    generated = literal_weights(params, torch.Generator(torch.get_default_device()).manual_seed(2))
     generated = {
         name: value for name, value in generated.items() if not name.endswith("k_proj.bias")
     }
@@ -641,7 +641,7 @@ def random_params(
     shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
     """Every parameter at random, none at a special value such as 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     params: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         value = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -4,11 +4,13 @@ Sizes are small primes (and 1), mutually different in a call, so that no two axe
 unnoticed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -29,6 +31,11 @@ BASELINES = ("concat", "early", "weighted sum", "cross-modal", "mult", "alignmen
 # These compare modalities, so that one is too few.
 OF_PAIRS = ("mult", "alignment")
 _TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def examples(number: int) -> settings:
+    """Try so many examples under `--full`, and otherwise a third of them."""
+    return settings(max_examples=math.ceil(number * settings.default.max_examples / 100))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +160,7 @@ def features(
     draw: st.DrawFn, shape: Sequence[int], mask: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Random values (batch, time, width) and garbage, NaN included, at the padded steps."""
-    generator = torch.Generator().manual_seed(draw(seeds()))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(draw(seeds()))
     values = torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
     if mask is not None and not mask.all():
         values[~mask.bool()] = draw(st.sampled_from(GARBAGE))

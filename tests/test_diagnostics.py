@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from properties import NAN, assert_close, assert_same_bits
 from refusal import assert_refused
 from strategies import BaselineCall, FusionCall
 
-QUICK = settings(max_examples=60)
+QUICK = strategies.examples(60)
 WIDTHS = {"text": 7, "audio": 11, "depth": 13}
 DIM, HEADS, BATCH = 15, 3, 5
 FUSING = tuple(kind for kind in strategies.BASELINES if kind != "alignment")
@@ -62,7 +62,7 @@ def make_fusion(
 
 def make_call(widths: Mapping[str, int] = WIDTHS, batch: int = BATCH, seed: int = 5) -> Given:
     """Random features with gaps: padding and absence that hold NaN."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     lengths = (2, 3, 4, 6, 8, 9, 10, 12, 14)
     features, masks = {}, {}
     present = torch.rand(batch, len(widths), generator=generator) > 0.3
@@ -417,7 +417,7 @@ class TestContribution:
     def test_sampled_values_come_near_the_exact_ones(self) -> None:
         fusion, call = make_fusion(), make_call()
         exact = shapley_values(fusion, value=score, **call)
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(1)
         sampled = shapley_values(fusion, value=score, **call, permutations=400, generator=generator)
         off = (sampled.values - exact.values).abs()
         assert (off <= 4 * sampled.standard_error + 1e-6).all()
@@ -429,9 +429,9 @@ class TestContribution:
 
     def test_two_permutations_by_hand(self) -> None:
         fusion, call = make_fusion(), make_call()
-        generator = torch.Generator().manual_seed(2)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(2)
         got = shapley_values(fusion, value=score, **call, permutations=2, generator=generator)
-        generator = torch.Generator().manual_seed(2)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(2)
         names = list(WIDTHS)
         orders = torch.rand(2, 3, generator=generator).argsort(dim=1).tolist()
         gains = torch.zeros(2, BATCH, 3)
@@ -588,7 +588,7 @@ class TestOrderSensitivity:
         widths = {f"m{k}": 3 for k in range(count)}
         fusion = make_fusion(widths, embed_dim=4, num_heads=1, dim_feedforward=2)
         call = make_call(widths, batch=2)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
         result = order_sensitivity(
             fusion, metric=lambda c: float(c.sum()), **call, orders=orders, generator=generator
         )
@@ -604,7 +604,7 @@ class TestOrderSensitivity:
                 metric=order_metric,
                 **call,
                 orders=3,
-                generator=torch.Generator().manual_seed(seed),
+                generator=torch.Generator(torch.get_default_device()).manual_seed(seed),
             ).orders
             for seed in (0, 0, 1, 2, 3)
         ]
@@ -624,7 +624,7 @@ class TestMissingCurve:
             return forward(*args, **kwargs)
 
         fusion.forward = spy
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
         curve = missing_curve(fusion, metric=order_metric, **call, draws=2, generator=generator)
         assert curve.missing == (0, 1, 2)
         assert curve.values.shape == (3, 2)
@@ -1011,5 +1011,5 @@ class TestAll:
     @staticmethod
     def seeded(name: str) -> Given:
         if name in {"shapley_values", "order_sensitivity", "missing_curve"}:
-            return {"generator": torch.Generator().manual_seed(0)}
+            return {"generator": torch.Generator(torch.get_default_device()).manual_seed(0)}
         return {}

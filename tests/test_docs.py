@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-# First, because of what is imported there and how.
-import hosts  # noqa: F401
+from hosts import load
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -35,7 +34,6 @@ def unsaid(claims: Iterable[str], printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if BLOCK.search(text)])
 # Of other people's libraries.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -45,13 +43,14 @@ def test_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "transformers" in PAGES[page]:
+        load("transformers")
     code = compile("\n".join(BLOCK.findall(PAGES[page])), page, "exec")
     exec(code, {"__name__": "page"})  # noqa: S102 - the code is our own
     assert unsaid(said(PAGES[page]), capsys.readouterr().out) == []
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 def test_the_classifier_scores_what_its_table_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

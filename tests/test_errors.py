@@ -29,6 +29,8 @@ from grf_fusion.baselines import (
 from grf_fusion.checkpoints import load_author_checkpoint
 from refusal import NothingComputed, assert_refused
 
+HERE = torch.get_default_device()
+
 FUSION, BLOCK, UNIT = "GatedRecurrentFusion", "SymmetricCrossAttentionBlock", "GatedFusionUnit"
 # Mutually different sizes; batch 2, three modalities, embed_dim 15, five heads.
 WIDTHS = {"text": 7, "audio": 11, "depth": 13}
@@ -112,7 +114,7 @@ WRONG_SEQUENCES: tuple[Row, ...] = (
     ("bfloat16", torch.ones(2, 4, 7, dtype=torch.bfloat16), "got torch.bfloat16"),
     ("float64", torch.ones(2, 4, 7, dtype=torch.float64), "torch.float32, as the parameters, got"),
     ("complex", torch.ones(2, 4, 7, dtype=torch.complex64), "got torch.complex64"),
-    ("other device", torch.ones(2, 4, 7, device="meta"), "on device cpu"),
+    ("other device", torch.ones(2, 4, 7, device="meta"), f"on device {HERE}"),
     ("sparse", torch.ones(2, 4, 7).to_sparse(), "got"),
     ("array", np.ones((2, 4, 7)), "got ndarray"),
     ("list", [[[1.0] * 7] * 4] * 2, "got list"),
@@ -138,7 +140,7 @@ WRONG_MASKS: tuple[Row, ...] = (
     ("two", torch.tensor([[0, 1, 2, 1]] * 2), "to hold only 0 and 1, got values from 0 to 2"),
     ("minus one", torch.tensor([[0, -1, 1, 1]] * 2), "got values from -1 to 1"),
     ("255", torch.full((2, 4), 255, dtype=torch.uint8), "got values from 255 to 255"),
-    ("other device", torch.ones(2, 4, dtype=torch.bool, device="meta"), "device cpu, got meta"),
+    ("other device", torch.ones(2, 4, dtype=torch.bool, device="meta"), f"device {HERE}, got meta"),
     ("sparse", torch.ones(2, 4, dtype=torch.bool).to_sparse(), "got"),
     ("array", np.ones((2, 4), dtype=bool), "got ndarray"),
     ("list", [[True] * 4] * 2, "got list"),
@@ -153,7 +155,7 @@ WRONG_PRESENT: tuple[Row, ...] = (
     ("transposed", torch.ones(3, 2, dtype=torch.bool), "=2, modalities=3), got (3, 2)"),
     ("float", torch.ones(2, 3), "got torch.float32. A float mask may be"),
     ("two", torch.full((2, 3), 2), "to hold only 0 and 1, got values from 2 to 2"),
-    ("other device", torch.ones(2, 3, dtype=torch.bool, device="meta"), "device cpu, got meta"),
+    ("other device", torch.ones(2, 3, dtype=torch.bool, device="meta"), f"device {HERE}, got meta"),
     ("names", ["text"], "got list"),
     ("mapping", {"text": True}, "got dict"),
 )
@@ -205,13 +207,13 @@ class TestFeatures:
 
     def test_autocast_does_not_accept_float64(self):
         fusion, given = make_fusion(), features(text=torch.ones(2, 4, 7, dtype=torch.float64))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             refused(lambda: fusion(given), FUSION, "features['text']", "got torch.float64")
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_accepts_half_precision(self, dtype: torch.dtype):
         fusion, given = make_fusion(), features(text=torch.ones(2, 4, 7, dtype=dtype))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             assert fusion(given).isfinite().all()
 
     def test_dtype_on_a_device_without_autocast(self):
@@ -459,7 +461,7 @@ WRONG_STATES = (
         "context device",
         {"context": torch.ones(2, 15, device="meta")},
         "state.context",
-        "on device cpu",
+        f"on device {HERE}",
         "got meta",
     ),
     ("mask None", {"mask": None}, "state.mask", "to be a torch.Tensor", "got NoneType"),
@@ -467,7 +469,7 @@ WRONG_STATES = (
     ("mask time", {"mask": TRUE.expand(2, 4)}, "state.mask", "(batch=2, time=1)", "got (2, 4)"),
     ("mask float", {"mask": TRUE.float()}, "state.mask", "to be bool", "got torch.float32"),
     ("mask two", {"mask": TRUE.long() * 2}, "state.mask", "only 0 and 1", "from 2 to 2"),
-    ("mask device", {"mask": TRUE.to("meta")}, "state.mask", "on device cpu", "got meta"),
+    ("mask device", {"mask": TRUE.to("meta")}, "state.mask", f"on device {HERE}", "got meta"),
     ("present batch", {"present": TRUE.expand(2, 3)[:1]}, "state.present", "=2, mod", "(1, 3)"),
     ("present few", {"present": TRUE.expand(2, 2)}, "state.present", "ies=3", "got (2, 2)"),
     ("present float", {"present": torch.ones(2, 3)}, "state.present", "bool", "got torch.float32"),

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 import properties
 from grf_fusion import AdaptedModel, FusionAdapter, GatedRecurrentFusion, mask_from_lengths
-from hosts import timm, transformers
+from hosts import load
 from properties import assert_close, assert_same_bits
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -25,7 +23,6 @@ DIM, HEADS, BATCH = 24, 3, 4
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.uncovered,
     # Of the libraries themselves, not of what is done with them.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -57,6 +54,7 @@ class Case:
 
 
 def bert() -> Case:
+    transformers = load("transformers")
     config = transformers.BertConfig(
         vocab_size=50,
         hidden_size=DIM,
@@ -71,7 +69,7 @@ def bert() -> Case:
 
 
 def vit() -> Case:
-    host = timm.create_model(
+    host = load("timm").create_model(
         "vit_tiny_patch16_224",
         pretrained=False,
         img_size=32,
@@ -153,6 +151,7 @@ def test_gradients_reach_the_adapters_from_the_first_step(name: str) -> None:
 
 @each_host
 def test_compiled_as_one_graph(name: str) -> None:
+    counters = load("torch._dynamo.utils").counters
     torch.compiler.reset()
     counters.clear()
     case = HOSTS[name]()
@@ -169,11 +168,10 @@ def test_compiled_as_one_graph(name: str) -> None:
     torch.compiler.reset()
 
 
-class HubFusion(GatedRecurrentFusion, PyTorchModelHubMixin):
-    """A fusion that can be saved to the hub and loaded from it."""
-
-
 def test_saved_for_the_hub(tmp_path: Path) -> None:
+    class HubFusion(GatedRecurrentFusion, load("huggingface_hub").PyTorchModelHubMixin):
+        """A fusion that can be saved to the hub and loaded from it."""
+
     # Pairs, because the hub writes a mapping with its keys sorted: the order of fusion.
     pairs = list(WIDTHS.items())
     fusion = HubFusion(pairs, embed_dim=DIM, num_heads=HEADS, norm_first=True).eval()

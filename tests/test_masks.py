@@ -9,7 +9,7 @@ from grf_fusion import mask_from_lengths
 from grf_fusion._inputs.masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
 
 NAN, INF = float("nan"), float("inf")
-CPU, META = torch.device("cpu"), torch.device("meta")
+HERE, META = torch.get_default_device(), torch.device("meta")
 MASK = torch.tensor([[True, False, True], [False, False, False]])
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -33,7 +33,7 @@ def test_a_mask_lies_where_its_lengths_lie() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, *INTEGERS])
 def test_masks_of_every_type_mean_the_same(dtype: torch.dtype) -> None:
-    mask = as_mask("Who", "what", MASK.to(dtype), CPU, batch=2, time=None)
+    mask = as_mask("Who", "what", MASK.to(dtype), HERE, batch=2, time=None)
     assert mask.dtype == torch.bool
     assert torch.equal(mask, MASK)
 

@@ -60,7 +60,7 @@ from grf_fusion.checkpoints._author_weights import check_shapes
 from grf_fusion.parallel import tensor_parallel_plan
 from grf_fusion.viz import _canvas
 
-CPU, META = torch.device("cpu"), torch.device("meta")
+HERE, META = torch.get_default_device(), torch.device("meta")
 LIKE = torch.zeros(2)
 
 Said = dict[str, tuple[Callable[[], object], type[Exception], str]]
@@ -129,7 +129,7 @@ SAID: Said = {
         lambda: expect_floating("Who", "what", torch.zeros(2, device="meta"), LIKE),
         ShapeError,
         (
-            "Who: expected `what` on device cpu, where the parameters are, got meta. "
+            f"Who: expected `what` on device {HERE}, where the parameters are, got meta. "
             "Move one of them with `.to()`."
         ),
     ),
@@ -144,7 +144,7 @@ SAID: Said = {
     "device": (
         lambda: expect_same_device("Who", "what", LIKE, META),
         ShapeError,
-        "Who: expected `what` on device meta, got cpu. Move it with `.to()`.",
+        f"Who: expected `what` on device meta, got {HERE}. Move it with `.to()`.",
     ),
     "size": (
         lambda: expect_size("Who", "what", 0),
@@ -220,12 +220,12 @@ SAID: Said = {
         "mask_from_lengths: expected `lengths` between 0 and max_length=3, got -1 to 4.",
     ),
     "mask": (
-        lambda: as_mask("Who", "what", None, CPU, batch=2),
+        lambda: as_mask("Who", "what", None, HERE, batch=2),
         ShapeError,
         "Who: expected `what` to be a torch.Tensor, got NoneType.",
     ),
     "axes of a mask": (
-        lambda: as_mask("Who", "what", torch.ones(2, 1), CPU, batch=2),
+        lambda: as_mask("Who", "what", torch.ones(2, 1), HERE, batch=2),
         ShapeError,
         (
             "Who: expected `what` of shape (batch=2), got (2, 1). "
@@ -235,10 +235,10 @@ SAID: Said = {
     "device of a mask": (
         lambda: as_mask("Who", "what", torch.ones(2).bool(), META, batch=2),
         ShapeError,
-        "Who: expected `what` on device meta, got cpu. Move it with `.to()`.",
+        f"Who: expected `what` on device meta, got {HERE}. Move it with `.to()`.",
     ),
     "dtype of a mask": (
-        lambda: as_mask("Who", "what", torch.ones(2), CPU, batch=2),
+        lambda: as_mask("Who", "what", torch.ones(2), HERE, batch=2),
         ShapeError,
         (
             "Who: expected `what` to be bool or integer 0/1 with True = real, got torch.float32. "
@@ -248,7 +248,7 @@ SAID: Said = {
         ),
     ),
     "values of a mask": (
-        lambda: as_mask("Who", "what", torch.tensor([3, -2]), CPU, batch=2),
+        lambda: as_mask("Who", "what", torch.tensor([3, -2]), HERE, batch=2),
         ShapeError,
         (
             "Who: expected `what` to hold only 0 and 1, got values from -2 to 3. "
@@ -318,7 +318,7 @@ SAID: Said = {
     "device of a state's mask": (
         lambda: check(state(mask=torch.ones(2, 1, device="meta").bool())),
         ShapeError,
-        "Who: expected `state.mask` on device cpu, got meta. Move it with `.to()`.",
+        f"Who: expected `state.mask` on device {HERE}, got meta. Move it with `.to()`.",
     ),
     "presence of a state": (
         lambda: check(state(present=torch.ones(2, 2).bool())),
@@ -573,7 +573,10 @@ SAID: Said = {
             logits={"text": torch.zeros(4, 2), "audio": torch.zeros(4, 2, device="meta")}
         ),
         ShapeError,
-        "modulate_gradients: expected `logits['audio']` on device cpu, as the others, got meta.",
+        (
+            f"modulate_gradients: expected `logits['audio']` on device {HERE}, as the others, "
+            "got meta."
+        ),
     ),
     "type of targets": (
         lambda: modulate(targets=[0]),
@@ -592,8 +595,8 @@ SAID: Said = {
         lambda: modulate(targets=torch.zeros(4)),
         ShapeError,
         (
-            "modulate_gradients: expected `targets` to hold integers on device cpu, as the logits, "
-            "got torch.float32 on cpu."
+            f"modulate_gradients: expected `targets` to hold integers on device {HERE}, as the "
+            f"logits, got torch.float32 on {HERE}."
         ),
     ),
     "range of targets": (
@@ -1735,15 +1738,15 @@ SAID_OF_MODULES: Said = {
         lambda: check_shapes({"a": LIKE, "b": LIKE.double()}, {"a": (2,), "b": (2,)}),
         ValueError,
         (
-            "load_author_checkpoint: expected 'b' to be torch.float32 on cpu, as 'a', "
-            "got torch.float64 on cpu."
+            f"load_author_checkpoint: expected 'b' to be torch.float32 on {HERE}, as 'a', "
+            f"got torch.float64 on {HERE}."
         ),
     ),
     "devices in a checkpoint": (
         lambda: check_shapes({"a": LIKE, "b": LIKE.to("meta")}, {"a": (2,), "b": (2,)}),
         ValueError,
         (
-            "load_author_checkpoint: expected 'b' to be torch.float32 on cpu, as 'a', "
+            f"load_author_checkpoint: expected 'b' to be torch.float32 on {HERE}, as 'a', "
             "got torch.float32 on meta."
         ),
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -63,7 +63,7 @@ def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list
 
 
 def with_gradients(result: Tensor, inputs: list[Tensor]) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(4)
     weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
     found = torch.autograd.grad((weights.to(result.dtype) * result).sum(), inputs)
     return {"result": result} | {f"gradient {i}": value for i, value in enumerate(found)}
@@ -222,7 +222,7 @@ def assert_can_be_differentiated(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@settings(max_examples=25)
+@strategies.examples(25)
 @given(call=strategies.fusion_calls(dtype=torch.float64))
 def test_gradients_of_a_chain_can_be_differentiated(call: FusionCall, dropout: float) -> None:
     """Steps that share weights read what the same weights have made."""
@@ -232,7 +232,7 @@ def test_gradients_of_a_chain_can_be_differentiated(call: FusionCall, dropout: f
 
 
 @pytest.mark.parametrize("kind", strategies.BASELINES)
-@settings(max_examples=10)
+@strategies.examples(10)
 @given(data=st.data())
 def test_gradients_of_a_baseline_can_be_differentiated(kind: str, data: st.DataObject) -> None:
     assert_can_be_differentiated(baseline_case(data.draw(strategies.baseline_calls(kind))))
@@ -312,20 +312,21 @@ def test_dropout_of_attention_keeps_the_mean(pooled: bool, packing: bool) -> Non
     """Over many draws attention with dropout reads what attention without it reads."""
     block = make_block(dropout=0.3, pooled_context=pooled, packing=packing)
     attention = block.modality_layers[0].self_attn
-    sequence = torch.randn(2, 5, DIM).double()
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]]).bool()
+    number = 4000
+    # Each sample of a batch has draws of its own.
+    sequence = torch.randn(2, 5, DIM).double().repeat(number, 1, 1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0]]).bool().repeat(number, 1)
     layout: Any = _layout.Padded(mask)
     if packing:
         (layout,) = _layout.lay_out([sequence], [mask])
     rows = layout.pack(sequence) if packing else sequence
-    number = 4000
 
     def read(module: nn.Module) -> Tensor:
-        return layout.unpack(module(rows, rows, layout, layout, need_weights=False)[0])
+        found = layout.unpack(module(rows, rows, layout, layout, need_weights=False)[0])
+        return found.detach().view(number, 2, 5, DIM)
 
-    expected = read(attention.eval())
-    attention.train()
-    draws = torch.stack([read(attention).detach() for _ in range(number)])
+    expected = read(attention.eval())[0]
+    draws = read(attention.train())
     deviation = draws.std(dim=0) / number**0.5
     assert deviation.max() > 0
     assert ((draws.mean(dim=0) - expected).abs() <= 6 * deviation + 1e-12).all()

@@ -14,8 +14,8 @@ from torch import Tensor
 class ShapeError(ValueError):
     """An argument of a call does not fit the module: its shape, dtype, device, mask or name.
 
-    Raised before anything is computed. The message says who refuses, which argument, what was
-    expected, what came, and what to do instead where there is one thing to do.
+    It is raised before anything is computed. The message names the class, the argument, the
+    expected value and the value it got and, where possible, the fix.
     """
 
 

@@ -9,12 +9,15 @@ from grf_fusion._checks.tracing import is_batched, is_transformed
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
+def mask_from_lengths(
+    lengths: Tensor, max_length: int, *, device: torch.device | str | None = None
+) -> Tensor:
     """Convert lengths to a mask, ``True`` = real.
 
     Args:
         lengths: Number of real steps of each sample, integers from 0 to ``max_length``.
         max_length: Length of the padded sequence.
+        device: Device of the mask; ``None`` for the device of the lengths.
 
     Returns:
         ``mask[b, t] = t < lengths[b]``, bool.
@@ -50,7 +53,8 @@ def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
             f"{owner}: expected `lengths` between 0 and max_length={max_length}, "
             f"got {int(lengths.min())} to {int(lengths.max())}."
         )
-    return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(-1)
+    there = lengths if device is None else lengths.to(device, non_blocking=True)
+    return torch.arange(max_length, device=there.device) < there.unsqueeze(-1)
 
 
 def as_mask(
