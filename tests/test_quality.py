@@ -988,6 +988,22 @@ def test_ahead_and_behind_are_by_more_than_the_wider_interval(higher, own, other
     assert tables._verdict(*rows, task) == want
 
 
+@pytest.mark.parametrize(
+    ("kind", "own", "want"),
+    [
+        ("classes", 0.986, "level"),
+        ("binary", 0.982, "level"),
+        ("classes", 0.990, "ahead"),
+        ("binary", 0.978, "behind"),
+        ("regression", 0.986, "ahead"),
+    ],
+)
+def test_a_difference_that_is_too_small_is_none(kind, own, want):
+    task = tables.Task(kind, 2, "m", higher=True)
+    rows = [{"test": {"m": {"mean": m, "half width": 0.001}}} for m in (own, 0.984)]
+    assert tables._verdict(*rows, task) == want
+
+
 def test_a_page_gets_the_tables_between_its_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# A\n\n{tables.BEGIN}\nold\n{tables.END}\n\nrest\n", "utf-8")

@@ -26,6 +26,8 @@ DROP = "% of the steps of a sequence were left out at random in training, with e
 # Between them stand the tables of a page.
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 UNITS = {"training": "training step, ms", "inference": "inference, ms"}
+# A difference of a metric between 0 and 1 that is too small to matter, whatever the interval.
+LEVEL = 0.005
 
 
 def summarise(store: Store) -> list[dict[str, Any]]:
@@ -154,8 +156,8 @@ def _overview(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         header += [f"{GRF} is", f"lost with {SHARE:.0%} missing, {GRF} / best baseline"]
         yield from ("## Overview", "", *_table(header, table))
         yield (
-            "Ahead and behind: by more than the wider of the two intervals. What is lost is "
-            "interpolated between the points of the curves below."
+            "Ahead and behind: by more than the wider of the two intervals; level: by less than "
+            f"{LEVEL}. What is lost is interpolated between the points of the curves below."
         )
         yield ""
 
@@ -172,6 +174,8 @@ def _named(row: Mapping[str, Any], task: Task) -> str:
 def _verdict(own: Mapping[str, Any], best: Mapping[str, Any], task: Task) -> str:
     mine, other = own["test"][task.primary], best["test"][task.primary]
     ahead = (mine["mean"] - other["mean"]) * (1 if task.higher else -1)
+    if task.kind != "regression" and abs(ahead) < LEVEL:
+        return "level"
     if abs(ahead) <= max(mine["half width"] or 0.0, other["half width"] or 0.0):
         return "within the interval"
     return "ahead" if ahead > 0 else "behind"

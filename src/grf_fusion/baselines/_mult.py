@@ -55,7 +55,7 @@ class MulT(nn.Module):
     Differences from the paper: padding and missing modalities are supported, where lengths and the
     last step are those of the real steps; there may be any number of modalities from two; the
     result has ``embed_dim`` features instead of one per target. ``literal=True`` undoes the first
-    difference and treats zero-padding as the authors' code does: it accepts no masks, uses the last
+    difference and treats zero-padding as the original code does: it accepts no masks, uses the last
     time step, and adds no position to a step whose first projected feature is exactly 0. If every
     step is real, both are the same.
 
