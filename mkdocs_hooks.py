@@ -10,6 +10,7 @@ from latex2mathml.converter import convert
 
 BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"\$`([^`\n]+)`\$")
+SEARCH = 'data-md-component="search" aria-label="Search"'
 TEST = re.compile(r"(?<=<code>)test_\w+(?=</code>)")
 
 
@@ -25,3 +26,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def on_page_content(html: str, **_: object) -> str:
     """Return a page in which the long names of tests may break behind an underscore."""
     return TEST.sub(lambda found: found[0].replace("_", "_<wbr>"), html)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """Return a page whose search has the name that screen readers read out."""
+    return output.replace('data-md-component="search" role="dialog"', f'{SEARCH} role="dialog"')

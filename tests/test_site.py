@@ -219,6 +219,13 @@ def test_which_fusion_is_second() -> None:
 
 
 @pytest.mark.slow
+def test_the_search_has_a_name(site: Path) -> None:
+    """The hook still finds what the theme writes."""
+    for path in site.rglob("*.html"):
+        assert ' aria-label="Search" role="dialog"' in path.read_text("utf-8"), path
+
+
+@pytest.mark.slow
 def test_formulas_are_mathml(site: Path) -> None:
     text = (site / "mathematics.html").read_text("utf-8")
     assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') >= 5
@@ -236,6 +243,8 @@ def test_the_hooks_of_the_site() -> None:
     assert mkdocs_hooks.on_page_markdown("`$x$` and\n```text\n$`\n```\n") == (
         "`$x$` and\n```text\n$`\n```\n"
     )
+    search = '<div class="md-search" data-md-component="search" role="dialog">'
+    assert ' aria-label="Search" ' in mkdocs_hooks.on_post_page(search)
     html = "<code>test_a_b</code> <code>a_b</code>"
     assert mkdocs_hooks.on_page_content(html) == "<code>test_<wbr>a_<wbr>b</code> <code>a_b</code>"
 
