@@ -83,7 +83,7 @@ def order_sensitivity(
         >>> widths = {"text": 6, "audio": 5, "depth": 7}
         >>> fusion = GatedRecurrentFusion(widths, embed_dim=8, num_heads=2)
         >>> features = {name: torch.randn(4, 3, width) for name, width in widths.items()}
-        >>> result = order_sensitivity(fusion, features, lambda context: context.square().mean())
+        >>> result = order_sensitivity(fusion, features, lambda c: c.square().mean())
         >>> len(result.orders), result.every
         (6, True)
     """
