@@ -27,7 +27,7 @@ from grf_fusion._inputs.call import (
     check_name,
     check_order,
     check_present,
-    tell_presence,
+    presence_matrix,
 )
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
@@ -471,7 +471,7 @@ class GatedRecurrentFusion(nn.Module):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device does not fit.
         """
-        return tell_presence(
+        return presence_matrix(
             OWNER, features, masks, present, declared=self.modalities, like=self._reference()
         )
 

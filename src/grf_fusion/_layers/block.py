@@ -249,29 +249,34 @@ class SymmetricCrossAttentionBlock(nn.Module):
         tracing = torch.compiler.is_compiling()
         one_step = self.pooled_context if tracing else context.shape[1] == 1
         packed = not need_weights and self.packs(context, context_mask, modality_mask)
-        ours: Layout = Padded(context_mask, one_step=one_step)
-        theirs: Layout = Padded(modality_mask)
-        memory, memory_steps = modality, theirs
+        context_steps: Layout = Padded(context_mask, one_step=one_step)
+        modality_steps: Layout = Padded(modality_mask)
+        memory, memory_steps = modality, modality_steps
         if packed:
             if one_step:
                 # One query reads the modality where it lies; many read its rows.
-                (theirs,) = lay_out([modality], [modality_mask])
-                modality = theirs.pack(modality)
+                (modality_steps,) = lay_out([modality], [modality_mask])
+                modality = modality_steps.pack(modality)
             else:
-                theirs, ours = lay_out([modality, context], [modality_mask, context_mask])
-                modality, context = theirs.pack(modality), ours.pack(context)
-                memory, memory_steps = modality, theirs
+                modality_steps, context_steps = lay_out(
+                    [modality, context], [modality_mask, context_mask]
+                )
+                modality, context = modality_steps.pack(modality), context_steps.pack(context)
+                memory, memory_steps = modality, modality_steps
         recompute = self.checkpoint and torch.is_grad_enabled() and not tracing
         options = {"need_weights": need_weights, "recompute": recompute}
         new_context, context_self, context_cross = run_layers(
-            self.context_layers, context, memory, ours, memory_steps, **options
+            self.context_layers, context, memory, context_steps, memory_steps, **options
         )
         new_modality, modality_self, modality_cross = modality, None, None
         if self.modality_layers is not None:
             new_modality, modality_self, modality_cross = run_layers(
-                self.modality_layers, modality, context, theirs, ours, **options
+                self.modality_layers, modality, context, modality_steps, context_steps, **options
             )
-        new_context, new_modality = ours.unpack(new_context), theirs.unpack(new_modality)
+        new_context, new_modality = (
+            context_steps.unpack(new_context),
+            modality_steps.unpack(new_modality),
+        )
         if not need_weights:
             return new_context, new_modality
         weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)
