@@ -29,6 +29,7 @@ def row(
         "group": "baseline",
         "missing": {"0": {"mean": complete}, "2": {"mean": half}},
         "costs": {},
+        "seeds": 5,
     } | more
     if name != GRF:
         found["GRF minus this"] = {
@@ -65,7 +66,7 @@ def made_up() -> list[dict]:
         summary(
             "rosmap",
             row(GRF, 0.7, 0.6, minus=(0, 0), **ours, **step(0.4)),
-            row(POOLED, 0.75, 0.5, minus=(-0.05, 0.1), **step(0.04)),
+            row(POOLED, 0.75, 0.5, minus=(-0.05, 0.1), **step(0.04), seeds=3),
             row(CROSS, 0.6, 0.59, minus=(0.1, 0.01), **step(0.2)),
             row("gradient boosting on summaries", 0.71, 0.6, minus=(-0.01, 0), group="reference"),
         ),
@@ -147,6 +148,7 @@ def test_the_table_has_six_columns_and_a_best_other_for_each_condition() -> None
         "| +0.050 (+0.030 to +0.070) "
         f"| 0.800 / 0.810, {POOLED} (2 of 4 missing) | -0.010 (-0.030 to +0.010) |"
     )
+    assert f"| 0.750, {POOLED} (3 of 5 seeds) |" in lines[3]
     assert lines[4].startswith("| [mfeat-encoded](evidence/mfeat.md), accuracy |")
 
 
