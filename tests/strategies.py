@@ -167,6 +167,7 @@ def features(
     return values
 
 
+# The forms with a block; the summary form has other options.
 FORMS = ("residual", "paper")
 SELF_ATTENTIONS = (True, False, "linear")
 PACKINGS = ("auto", True, False)
@@ -187,6 +188,20 @@ def fusion_configs(
     embed_dim, num_heads = draw(st.sampled_from(embeddings))
     context = draw(st.sampled_from(contexts))
     openings = ("first", "learned") if context == "pooled" else ("first",)
+    if ablations and context == "pooled" and draw(st.booleans()):
+        return FusionConfig(
+            modalities=dict(zip(names, widths, strict=True)),
+            embed_dim=embed_dim,
+            num_heads=draw(st.sampled_from((None, num_heads))),
+            num_layers=draw(st.integers(1, 2)),
+            form="summary",
+            activation=draw(st.sampled_from(("gelu", "relu"))),
+            norm_first=None,
+            self_attention=None,
+            opening=draw(st.sampled_from(openings)),
+            gate_bias=draw(st.sampled_from((0.0, -1.5, "chrono"))),
+            share_weights=draw(st.booleans()),
+        )
     return FusionConfig(
         modalities=dict(zip(names, widths, strict=True)),
         embed_dim=embed_dim,

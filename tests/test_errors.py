@@ -46,7 +46,9 @@ def rows(*table: tuple[Any, ...]) -> Any:
 
 
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
-    return GatedRecurrentFusion(WIDTHS, **{"embed_dim": EMBED, "num_heads": HEADS} | options)
+    return GatedRecurrentFusion(
+        WIDTHS, **{"embed_dim": EMBED, "num_heads": HEADS, "form": "residual"} | options
+    )
 
 
 def make_concat(**options: Any) -> ConcatFusion:
@@ -338,7 +340,7 @@ class TestMasks:
             ("scalar", torch.tensor(True), "of shape (batch=2), got ()"),
             ("float", torch.ones(2), "got torch.float32"),
             ("two", torch.tensor([0, 2]), "got values from 0 to 2"),
-            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), "cpu, got meta"),
+            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), f"{HERE}, got meta"),
             ("bool", True, "got bool"),
         ),
     )
@@ -730,7 +732,9 @@ def constructor_rows() -> Iterator[ConstructorRow]:
         yield row(make_one, FUSION, "modalities['text']", got, size)
         sizes = ("num_heads", "num_layers", *(() if size is None else ("dim_feedforward",)))
         for make, argument in itertools.product((make_block, make_fusion), sizes):
-            yield row(make, BLOCK, argument, got, size)
+            # Without a number of heads the fusion says that the form needs one.
+            if (make, argument, size) != (make_fusion, "num_heads", None):
+                yield row(make, BLOCK, argument, got, size)
     for got, chance in PROBABILITIES:
         yield row(make_unit, UNIT, "dropout", got, chance)
         yield row(make_block, BLOCK, "dropout", got, chance)
@@ -749,9 +753,9 @@ def constructor_rows() -> Iterator[ConstructorRow]:
         ):
             yield row(make, BLOCK, argument, got, choice)
         yield row(make_block, BLOCK, "self_attention", got, choice)
-        for argument in ("context", "form"):
-            yield row(make_fusion, FUSION, argument, got, choice)
-        if choice is not None:  # left to the form
+        yield row(make_fusion, FUSION, "context", got, choice)
+        if choice is not None:  # left to the form, and that to the context
+            yield row(make_fusion, FUSION, "form", got, choice)
             yield row(make_fusion, BLOCK, "self_attention", got, choice)
             yield row(make_fusion, FUSION, "opening", got, choice)
     for make, heads in itertools.product((make_block, make_fusion), (4, 30)):
@@ -985,7 +989,12 @@ class TestConstructors:
         ],
     )
     def test_an_option_that_no_step_uses_yet_is_checked(self, options: dict[str, Any]):
-        kwargs = {"embed_dim": EMBED, "num_heads": HEADS, "share_weights": False} | options
+        kwargs = {
+            "embed_dim": EMBED,
+            "num_heads": HEADS,
+            "form": "residual",
+            "share_weights": False,
+        } | options
         with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
             GatedRecurrentFusion({"text": 7}, **kwargs)
 

@@ -1112,6 +1112,7 @@ def test_costs_and_figures_are_made(tmp_path):
     assert (tmp_path / "quality_synthetic-binary.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_trial_run_on_all_real_data(tmp_path, data_dir):
     names = list(catalog.ARCHIVES)
     quick = {"concatenation, late", "logistic regression on summaries"}

@@ -439,7 +439,12 @@ def test_trap_20_every_pattern_of_a_mask_counts_as_it_should(mode: dict[str, str
 def test_trap_20_any_length_and_any_width(width: int) -> None:
     """Past the authors' table of 5,000 rows, and at odd widths."""
     fusion = GatedRecurrentFusion(
-        {"text": 3}, embed_dim=width, num_heads=1, opening="first", dtype=torch.float64
+        {"text": 3},
+        embed_dim=width,
+        num_heads=1,
+        form="residual",
+        opening="first",
+        dtype=torch.float64,
     )
     nn.init.zeros_(fusion.projections["text"].weight)
     nn.init.zeros_(fusion.projections["text"].bias)

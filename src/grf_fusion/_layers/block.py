@@ -17,11 +17,11 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._cpu.feedforward import ACTIVATIONS
+from grf_fusion._checks.tracing import can_read
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.masks import as_mask, can_read, fill_masked, none_if_full
+from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
 from grf_fusion._layers.attention import AttentionWeights
-from grf_fusion._layers.decoder import DecoderLayer, run_layers
+from grf_fusion._layers.decoder import ACTIVATIONS, DecoderLayer, run_layers
 
 OWNER = "SymmetricCrossAttentionBlock"
 
@@ -94,11 +94,12 @@ class SymmetricCrossAttentionBlock(nn.Module):
             layer.
         packing: Whether to leave padded steps uncomputed: the real steps are laid one after the
             other, and each sample attends by itself or with others of similar length. Equal to the
-            padded way to rounding. ``"auto"``: on the CPU, where more than a tenth of the steps are
-            padding. Never under `torch.compile` and `torch.export`, nor with ``need_weights=True``.
-            On other devices ``True`` waits for the device at every call. The numbers drawn for
-            dropout are not those of the padded way. Under `torch.func.vmap`, which cannot ask how
-            much is padding, give ``False``.
+            padded way to rounding. ``"auto"``: where more than a tenth of the steps are padding, on
+            a GPU only if all masks are as `mask_from_lengths` made them and the steps left out pay
+            for some more kernels. ``True`` waits for the GPU at every call if they are not. Never
+            under `torch.compile` and `torch.export`, while a CUDA graph is captured, nor with
+            ``need_weights=True``. The numbers drawn for dropout are not those of the padded way.
+            Under `torch.func.vmap`, which cannot ask how much is padding, give ``False``.
         checkpoint: Whether to keep only what enters each layer for the backward pass, and to
             compute the rest again there: the same numbers, less memory, more time. Under
             `torch.compile` the compiler decides what is computed again, and this is ignored.
@@ -292,9 +293,9 @@ class SymmetricCrossAttentionBlock(nn.Module):
         if torch.compiler.is_compiling():
             return False
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
-        if not all(mask is None or can_read(mask) for mask in masks):
+        if context.is_meta or not all(mask is None or can_read(mask) for mask in masks):
             return False
-        return worth_packing(masks, packing=self.packing)
+        return worth_packing(masks, packing=self.packing, width=self.embed_dim)
 
     @override
     def extra_repr(self) -> str:

@@ -48,7 +48,8 @@ def modulate_gradients(
     Args:
         modules: For each modality, what only its gradients pass through; no two share a parameter.
         logits: For each modality, scores of the classes by it alone; only their values are used.
-        targets: The true classes.
+        targets: The true classes; out of range they are refused on the CPU only, since to look
+            at them elsewhere is to wait for the device.
         alpha: How strongly to hold back, at least 0; the authors use 0.1 to 1.
         noise: Whether to add the noise that makes up for smaller gradients (GE).
         present: Which sample has which modality, columns in the order of ``modules``; ``None`` for

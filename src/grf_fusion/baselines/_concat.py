@@ -192,7 +192,7 @@ class ConcatFusion(nn.Module):
         encoded = [add_positions(part.projected, like) for part in parts]
         x, real = join(encoded, [part.real for part in parts])
         steps: Layout = Padded(real)
-        if is_plain_call(x) and worth_packing([real], packing="auto"):
+        if is_plain_call(x) and worth_packing([real], packing="auto", width=self.embed_dim):
             (steps,) = lay_out([x], [real])
             x = steps.pack(x)
         x = F.dropout(x, self.dropout, self.training)
