@@ -38,6 +38,24 @@ def test_the_harness_runs_and_compares_equal_weights(tmp_path):
     assert all(f"| {name} | " in table for name in contestants)
 
 
+@pytest.mark.slow
+def test_the_figures_of_the_kept_run_show_the_fast_peers_and_follow_the_page(tmp_path):
+    made = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        command = [sys.executable, "-m", "benchmarks.plots", "benchmarks/results/speed.json"]
+        subprocess.run([*command, str(folder)], cwd=REPOSITORY, check=True, timeout=120)
+        made.append({path.name: path.read_text("utf-8") for path in sorted(folder.iterdir())})
+    first, second = made
+    assert first == second
+    assert set(first) == {"speed_c.svg", "speed_d.svg"}
+    for text in first.values():
+        assert "prefers-color-scheme: dark" in text
+        assert "fill: currentColor" in text
+        assert "#123456" not in text
+        for label in ("GRF", "MulT", "Perceiver IO", "cross-attention", "author's design"):
+            assert f">{label}</text>" in text
+
+
 def test_the_count_of_operations_sees_fused_attention(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY)
     from benchmarks.contestants import BUILDERS  # noqa: PLC0415 (not on the path of the test run)

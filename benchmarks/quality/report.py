@@ -38,6 +38,8 @@ ENCODED = {
     "same for every method",
 }
 UNITS = {"training": "training step, ms", "inference": "inference, ms"}
+# A difference of a metric between 0 and 1 that is too small to matter, whatever the interval.
+LEVEL = 0.005
 
 
 def summarise(store: Store) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The mask convention, ``True`` = a real step, and what follows from it."""
+"""Masks: ``True`` marks a real step."""
 
 from typing import cast
 
@@ -15,7 +15,7 @@ WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 def mask_from_lengths(
     lengths: Tensor, max_length: int, *, device: torch.device | str | None = None
 ) -> Tensor:
-    """Turn the number of real steps of each sample into a mask, ``True`` = real.
+    """Convert lengths to a mask, ``True`` = real.
 
     With ``lengths`` on the CPU and ``device="cuda"`` nothing waits for the GPU, and real steps can
     be computed without padding there (``packing`` of `SymmetricCrossAttentionBlock`): the host
@@ -23,9 +23,9 @@ def mask_from_lengths(
     and a slice are masks like any other.
 
     Args:
-        lengths: Number of real steps, integers from 0 to ``max_length``.
-        max_length: Number of steps of the padded sequence.
-        device: Where to make the mask; ``None`` for where the lengths are.
+        lengths: Number of real steps of each sample, integers from 0 to ``max_length``.
+        max_length: Length of the padded sequence.
+        device: Device of the mask; ``None`` for the device of the lengths.
 
     Returns:
         ``mask[b, t] = t < lengths[b]``, bool.
@@ -36,9 +36,8 @@ def mask_from_lengths(
 
     Raises:
         ShapeError: If ``lengths`` is not a one-dimensional integer tensor, ``max_length`` is not a
-            positive integer, or a length lies outside 0 to ``max_length`` (values are not checked
-            under ``torch.compile`` and ``torch.export``; elsewhere lengths on a GPU are waited
-            for).
+            positive integer, or a length is not in 0 to ``max_length`` (values are not checked
+            under ``torch.compile`` and ``torch.export``; checking lengths on a GPU synchronises).
 
     Examples:
         >>> mask_from_lengths(torch.tensor([1, 3]), 3)
@@ -85,7 +84,7 @@ def as_mask(
     """Check a mask and return it as bool, ``True`` = real.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         argument: Argument as the caller wrote it.
         value: The mask.
         device: Where it must lie.
@@ -119,7 +118,7 @@ def as_mask(
 
 
 def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Put 0 where ``mask`` is False; NaN and Inf vanish there, and so do their gradients.
+    """Replace entries where ``mask`` is False by 0; their gradients are 0 too.
 
     Shape:
         - values: ``(batch, time, dim)``
@@ -129,7 +128,7 @@ def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the real steps; 0 where a sample has none.
+    """Mean over the real steps; 0 if a sample has none.
 
     Shape:
         - values: ``(batch, time, dim)``
@@ -159,7 +158,7 @@ def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:
-    """Forget a mask that hides nothing, where looking costs nothing: on the CPU, not in a trace."""
+    """Return None for a mask without padding, if reading it is free: on the CPU, not traced."""
     if mask is None or not can_read(mask) or mask.device.type != "cpu":
         return mask
     if type(mask) is not Tensor or is_transformed() or not bool(mask.all()):
@@ -168,10 +167,10 @@ def none_if_full(mask: Tensor | None) -> Tensor | None:
 
 
 def unmask_empty(mask: Tensor) -> Tensor:
-    """Declare every step real in the rows that have no real step.
+    """Mark every step as real in rows without a real step.
 
-    For rows whose result is thrown away: a softmax over nothing is NaN, and its gradient would
-    reach every parameter even through a result that nobody reads.
+    The results of these rows are discarded. A softmax over no step would be NaN, and its gradient
+    would reach every parameter even through a discarded result.
     """
     return mask | ~mask.any(dim=-1, keepdim=True)
 

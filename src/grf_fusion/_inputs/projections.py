@@ -106,7 +106,7 @@ def receive_all(
     """Check a call and project all that it brings.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         projections: A linear layer for each modality.
         features: Features by name.
         masks: Masks by name, or ``None``.

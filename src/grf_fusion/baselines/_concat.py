@@ -1,4 +1,4 @@
-"""Concatenation of pooled vectors or of all steps."""
+"""Concatenation of pooled vectors or of all time steps."""
 
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -44,31 +44,32 @@ class ConcatFusion(nn.Module):
         Mix(v) = W_2 GELU(W_1 v + c_1) + c_2
 
     Pool is the mean and Max the maximum over real steps, PE the sinusoidal position encoding of
-    each modality by itself. The late form concatenates features. The pooled form does so too,
-    behind a small network of its own for each modality, applied to every step: take it as the
-    baseline to beat. The early form concatenates steps, and every step attends to the real steps
-    of all modalities, in post-norm layers as those of `torch.nn.TransformerEncoderLayer` with GELU.
+    each modality. The late form concatenates features. The pooled form does so too, behind a small
+    network per modality that is applied to every step; it is the baseline to beat. The early form
+    concatenates time steps, and every step attends to the real steps of all modalities, in
+    post-norm layers like those of `torch.nn.TransformerEncoderLayer` with GELU.
 
-    A modality that a sample lacks is 0 in the late and the pooled form and is not attended to in
-    the early form. There are no flags of presence nor embeddings of modalities: the biases, which
-    reach the mixing only where a modality is present, already are both.
+    If a sample lacks a modality, it is 0 in the late and the pooled form and is not attended to in
+    the early form. There are no presence flags and no modality embeddings, because the biases act
+    as both: a bias is added only if its modality is present.
 
     Args:
-        modalities: Name and feature width of each modality, a mapping or pairs.
+        modalities: Name and width of each modality: a mapping or a sequence of pairs.
         embed_dim: Width of the projections and of the result.
         stage: ``"late"``, ``"pooled"`` or ``"early"``.
-        num_heads: Attention heads of the early form, which needs them; divides ``embed_dim``.
+        num_heads: Number of attention heads, required in the early form; must divide ``embed_dim``.
         num_layers: Layers of the early form; ``None`` for 1.
-        dim_feedforward: Hidden width of the mixing, or of the layers' feed-forward; ``None`` for
-            ``4 * embed_dim``, and for ``2 * embed_dim`` in the pooled form.
+        dim_feedforward: Hidden width of the MLP in the late and the pooled form, or of the
+            feed-forward layers in the early form; ``None`` for ``4 * embed_dim``, and for
+            ``2 * embed_dim`` in the pooled form.
         dropout: Dropout probability in training: on the hidden features, and in the early form
-            also after PE is added, on attention weights and on each residual.
-        device: Where to make the parameters.
+            also after PE is added, on the attention weights and on each residual branch.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If a name, size, probability or option is unusable, or an option of the early
-            form is given to another one.
+        ValueError: If a name, size, probability or option is invalid, or an option of the early
+            form is used with another one.
 
     Examples:
         >>> fusion = ConcatFusion({"text": 6, "audio": 5}, embed_dim=8)
@@ -165,12 +166,12 @@ class ConcatFusion(nn.Module):
         """Fuse a batch.
 
         Args:
-            features: Features by modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps by modality, likewise.
-            present: Which sample has which modality, likewise.
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
+            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
+            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
 
         Returns:
-            The fused vector, 0 for a sample that has nothing.
+            The fused vector, 0 for a sample without any modality.
 
         Shape:
             - features: ``(batch, time_k, d_k)`` each, lengths independent
@@ -179,7 +180,7 @@ class ConcatFusion(nn.Module):
             - output: ``(batch, embed_dim)``
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit.
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         received = receive_all(
             OWNER, self.projections, features, masks, present, declared=self.modalities
@@ -207,7 +208,7 @@ class ConcatFusion(nn.Module):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, as `GatedRecurrentFusion.presence` does."""
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 

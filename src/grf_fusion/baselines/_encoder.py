@@ -11,7 +11,7 @@ from grf_fusion._layers.attention import Attention
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with a residual and a norm behind it."""
+    """Self-attention and feed-forward, each followed by a residual connection and a norm."""
 
     attention: Attention
     attention_norm: nn.LayerNorm

@@ -1,4 +1,4 @@
-"""Trained weights of the GRF and the MulT authors."""
+"""Load trained weights from the code of the GRF author and of the MulT authors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, overload
@@ -55,36 +55,36 @@ def load_author_checkpoint(
     model: Literal["grf", "mult"] = "grf",
     literal: bool = False,
 ) -> GatedRecurrentFusion | MulT:
-    """Build a module that equals a trained model of the GRF authors or of the MulT authors.
+    """Build a module equivalent to a trained model of the GRF author or of the MulT authors.
 
-    Sizes are read off the weights.
+    Sizes are inferred from the weights.
 
-    ``"grf"``: the authors' model is ``context="first_sequence"`` with weights of its own for each
-    step. Key biases are left out, for the softmax cancels them, and so are the heads
-    (``regressor``, ``auxiliary_regressor``). The names are ``projectors.<name>.*``,
+    ``"grf"``: the author's model has ``context="first_sequence"`` and separate weights for each
+    step. Key biases, which the softmax cancels, and the heads (``regressor``,
+    ``auxiliary_regressor``) are not loaded. The names are ``projectors.<name>.*``,
     ``fusion_encoders.<step>.decoder_{1,2}.layers.<layer>.*`` (1 is the context's stack) and
     ``gfus.<step>.*``.
 
-    ``"mult"``: the head is the module's own, and ``embed_dim`` the number of its outputs. The names
+    ``"mult"``: the head is part of the module, and ``embed_dim`` its number of outputs. The names
     are ``proj_<name>.weight``, ``trans_<name>_with_<other>.*``, ``trans_<name>_mem.*``, ``proj1``,
-    ``proj2`` and ``out_layer``; the authors call their modalities l, a and v.
+    ``proj2`` and ``out_layer``; the MulT authors call their modalities l, a and v.
 
     Args:
-        state_dict: The authors' names and tensors.
-        order: Names of the modalities as the weights have them, at least two: in the order of
-            fusion, or of the concatenation.
-        num_heads: Attention heads, which no weight tells.
-        model: Whose model it is, ``"grf"`` or ``"mult"``.
-        literal: Whether padding is content, as in the MulT authors' code; see `MulT`.
+        state_dict: The trained weights, with the names of the original code.
+        order: Names of the modalities as in the weights, at least two, in the order of fusion or
+            concatenation.
+        num_heads: Number of attention heads, which cannot be inferred from the weights.
+        model: Which model it is, ``"grf"`` or ``"mult"``.
+        literal: Whether padding is treated as content, as in the code of the MulT authors; see
+            `MulT`.
 
     Returns:
-        The module, in eval mode, on the device and of the dtype of the weights, sharing no memory
+        The module, in eval mode, on the device and of the dtype of the weights. It shares no memory
         with them.
 
     Raises:
-        ValueError: If names are missing or unexpected, shapes do not fit together,
-            ``num_heads`` does not divide the width, or an option is unusable. Nothing is built
-            then.
+        ValueError: If names are missing or unexpected, shapes are inconsistent, ``num_heads`` does
+            not divide the width, or an option is invalid.
     """
     names = check_order(order)
     expect_choice(OWNER, "model", model, ("grf", "mult"))

@@ -1,4 +1,4 @@
-"""Other people's weights: checked before anything is built from them, and converted to ours."""
+"""Foreign weights: checked before a module is built from them, and converted to ours."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -76,14 +76,14 @@ def check_order(order: Sequence[str]) -> list[str]:
 def axis_of(
     weights: Mapping[str, Tensor], key: str, axis: int, *, prefix: str, ndim: int = 2
 ) -> int:
-    """Read a size off a weight.
+    """Infer a size from a weight.
 
     Args:
         weights: All weights by name.
         key: Name of the weight.
         axis: The axis.
-        prefix: How names of projections start.
-        ndim: Number of axes that the weight has to have.
+        prefix: Prefix of the names of projections.
+        ndim: Expected number of axes.
 
     Returns:
         The size.
@@ -105,7 +105,7 @@ def axis_of(
 
 
 def describe(value: object) -> str:
-    """Tell the shape of a tensor, or the type of what is none."""
+    """Return the shape of a tensor, or the type of anything else, as text."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
