@@ -337,3 +337,19 @@ def test_a_sweep_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     stages = [record["stage"] for record in Store(tmp_path / "runs.jsonl").records.values()]
     assert stages.count("final") == 2
+
+
+def test_other_orders_are_tested_on_request(tmp_path: Path) -> None:
+    call = ["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs"]
+    wanted = only(f"synthetic-classes,{GRF}")
+    command.main([*call, *wanted])
+    records = Store(tmp_path / "runs.jsonl").records.values()
+    assert not any("orders" in record for record in records)
+    assert "against order" not in (tmp_path / "results.md").read_text("utf-8")
+    (tmp_path / "runs.jsonl").unlink()
+    command.main([*call, "--orders", *wanted])
+    finals = [r for r in Store(tmp_path / "runs.jsonl").records.values() if r["stage"] == "final"]
+    assert [len(final["orders"]) for final in finals] == [6, 6]
+    # The first order is the declared one.
+    assert all(final["orders"][0] == final["test"]["accuracy"] for final in finals)
+    assert "### accuracy against order" in (tmp_path / "results.md").read_text("utf-8")
