@@ -97,6 +97,8 @@ def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path, monkeypatch):
     page = gpu_report.fill(page, tables)
     assert gpu_report.filled(page) == tables
     assert (page.partition("\n")[0], page.rpartition("\n\n")[2]) == ("Before.", "After.\n")
+    slow = gpu.main([*few, "--limit", "0.01", "--only", ours])
+    assert all(record["error"].startswith("OutOfTimeError: longer") for record in slow["rows"])
     late = gpu.main([*few, "--seconds", "0", "--only", only])
     assert {record.get("skipped") for record in late["rows"]} == {"not run: the 0 s were over"}
 
