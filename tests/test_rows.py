@@ -185,9 +185,8 @@ LENGTHS = {"text": [7, 2, 0, 5], "audio": [1, 11, 3, 0]}
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
     torch.manual_seed(1)
     widths = {"text": 5, "audio": 3, "sensor": 2}
-    return GatedRecurrentFusion(
-        widths, embed_dim=DIM, num_heads=HEADS, dtype=torch.float64, **options
-    )
+    sizes: dict[str, Any] = {"embed_dim": DIM, "num_heads": HEADS, "dtype": torch.float64}
+    return GatedRecurrentFusion(widths, **sizes, **({"form": "residual"} | options))
 
 
 def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -207,7 +206,11 @@ def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     return features, masks, present
 
 
-FORMS: list[dict[str, Any]] = [{}, {"form": "paper"}, {"norm_first": False, "num_layers": 2}]
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"form": "paper"},
+    {"norm_first": False, "num_layers": 2},
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
