@@ -91,7 +91,7 @@ def learn(
 ) -> Named:
     """The number and all gradients, those of the features among them; the module has none after."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in call["features"].items()}
-    value = result(run or module, call | {"features": leaves})
+    value = result(module if run is None else run, call | {"features": leaves})
     value.backward()
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     found |= {f"features {name}": x.grad for name, x in leaves.items() if x.grad is not None}
