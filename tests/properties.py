@@ -30,7 +30,6 @@ from grf_fusion import (
 )
 from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
-from grf_fusion._cpu import feedforward as _feedforward
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._layers import attention as _attention
 from grf_fusion.baselines import (
@@ -47,6 +46,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CLASSES: dict[str, Callable[..., nn.Module]] = {
     "concat": ConcatFusion,
+    "pooled": ConcatFusion,
     "early": ConcatFusion,
     "weighted sum": WeightedSumFusion,
     "cross-modal": CrossModalAttentionFusion,
@@ -65,9 +65,9 @@ Run = Callable[[Callable[..., Any], Named, Named, Tensor | None], Named]
 
 def compute_in_tiles(patch: pytest.MonkeyPatch, tile: int | None = None) -> None:
     """Compute inputs of any size as large ones are, in tiles of so many entries."""
-    for module in (_attention, _dropout, _feedforward, _layout):
+    for module in (_attention, _dropout, _layout):
         patch.setattr(module, "FEW", 0)
-    for module in (_dropout, _dropped_attention, _feedforward):
+    for module in (_dropout, _dropped_attention):
         patch.setattr(module, "TILE", module.TILE if tile is None else tile)
 
 
@@ -160,7 +160,7 @@ def randomise(module: nn.Module, seed: int) -> None:
     learnt = dict(module.named_parameters())
     module.load_state_dict(
         {
-            name: random[name].to(value.dtype) if name in learnt else value
+            name: random[name].to(value.dtype) if name in learnt or name.endswith(".rms") else value
             for name, value in state.items()
         }
     )
@@ -808,8 +808,11 @@ def assert_addition_changes_nothing(
         "not the same object"
     )
     prefixes = [f"projections.{name}."]
+    summary = call.config.form == "summary"
+    if summary:
+        prefixes += [f"summaries.{name}."]
     if not call.config.share_weights:
-        prefixes += [f"blocks.{name}.", f"units.{name}."]
+        prefixes += [f"units.{name}.", *([] if summary else [f"blocks.{name}."])]
     for key in now.keys() - parameters.keys():
         assert key.startswith(tuple(prefixes)), f"{key}: new"
     assert all(any(key.startswith(prefix) for key in now) for prefix in prefixes)

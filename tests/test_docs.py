@@ -66,6 +66,50 @@ def test_the_classifier_scores_what_its_table_says(
         assert abs(namespace["accuracy"](*names) - float(said)) < 0.04, given
 
 
+FENCE = re.compile(r"^ *```(?P<kind>[^\n]*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+# A page shows so many beside both side bars; printed messages are wrapped.
+COLUMNS = 85
+
+
+def wide_lines(page: str) -> list[str]:
+    """Return the lines of code that a page would have to scroll."""
+    return [
+        line
+        for fence in FENCE.finditer(page)
+        if ".printed" not in fence["kind"] and fence["kind"] != "math"
+        for line in fence["code"].splitlines()
+        if len(line) > COLUMNS
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_fits_on_the_page(page: str) -> None:
+    assert wide_lines(PAGES[page]) == []
+
+
+def test_wide_lines_are_seen() -> None:
+    wide = "x" * 86
+    page = f"{wide}\n```python\n{wide}\n{wide[1:]}\n```\n\n    ```text\n{wide}\n    ```\n"
+    assert wide_lines(page) == [wide, wide]
+    assert wide_lines(f"``` {{ .text .printed }}\n{wide}\n```\n```math\n{wide}\n```\n") == []
+
+
+def test_every_guarantee_names_its_tests() -> None:
+    """Every row of the table, and a test of every name."""
+    table = re.search(r"^\| Guarantee .*?(?=^\n)", PAGES["guarantees.md"], re.M | re.S)
+    rows = table[0].splitlines()[2:]
+    assert len(rows) > 10
+    defined = {
+        name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= defined, row
+
+
 def test_pages_are_found() -> None:
     assert {"how-to/encoders.md", "how-to/insert.md", "how-to/streaming.md"} <= set(PAGES)
 
