@@ -36,11 +36,14 @@ CPU_ONLY = {
     for name in (
         *("packing", "tiles", "deploy", "distributed", "soak"),
         *("api", "distribution", "env", "mutation", "project", "publishing", "site", "docs"),
-        *("benchmarks", "cost_model", "quality"),
+        *("benchmarks", "cost_model", "quality", "quality_evidence", "quality_rivals"),
     )
 }
 # Coverage slows tests down by half, and these reach no line that others do not reach.
-UNMEASURED = {"test_benchmarks.py", "test_fuzz.py", "test_quality.py"}
+UNMEASURED = {
+    f"test_{name}.py"
+    for name in ("benchmarks", "fuzz", "quality", "quality_evidence", "quality_rivals")
+}
 # These run nowhere else; they say themselves where each tensor lies.
 CUDA_ONLY = {"test_cuda.py"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
@@ -28,7 +28,7 @@ from grf_fusion.baselines import (
 )
 from properties import assert_close, assert_same_bits, randomise
 from refusal import assert_refused
-from strategies import dtypes, seeds
+from strategies import dtypes, examples, seeds
 
 WIDTHS = {"text": 7, "image": 5, "audio": 11}
 LENGTHS = (1, 2, 3, 5, 13)
@@ -143,7 +143,7 @@ def assert_collates(
 
 @pytest.mark.parametrize("name", FUSIONS)
 @given(data=st.data())
-@settings(max_examples=25)
+@examples(75)
 def test_a_batch_is_fused_as_each_sample_alone(name: str, data: st.DataObject) -> None:
     dtype = data.draw(dtypes())
     samples = data.draw(sample_lists(dtype))
