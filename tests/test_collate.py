@@ -151,7 +151,6 @@ def test_a_batch_is_fused_as_each_sample_alone(name: str, data: st.DataObject) -
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 def test_ten_thousand_patterns_of_holes() -> None:
     chance = random.Random(0)  # noqa: S311 (no secret)
     for _ in range(10_000):
@@ -407,7 +406,6 @@ def test_workers_collate(context: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 def test_one_graph_for_every_pattern_of_holes() -> None:
     torch.compiler.reset()
     counters.clear()
