@@ -2,7 +2,7 @@
 
 Run `python examples/text_image_audio.py`; docs/tutorials/text-image-audio.md explains each part.
 The encoders have one layer and random weights, so that nothing is downloaded; sizes and calls are
-those of the pretrained models, and the line that loads one stands beside each.
+those of the pretrained models; `Encoders` says how to load them.
 """
 
 import argparse
@@ -68,11 +68,17 @@ class Samples(Dataset[dict[str, Any]]):
 
 
 class Encoders(nn.Module):
-    """Processors and encoders; each returns a sequence `(time, width)` for one sample."""
+    """Processors and encoders; each returns a sequence `(time, width)` for one sample.
+
+    Pretrained:
+
+    - `AutoTokenizer.from_pretrained("bert-base-uncased")`, and with the same name `BertModel`
+    - `ViTModel.from_pretrained("google/vit-base-patch16-224", add_pooling_layer=False)`
+    - `Wav2Vec2FeatureExtractor.from_pretrained("facebook/wav2vec2-base")`, and `Wav2Vec2Model`
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        # Pretrained: AutoTokenizer.from_pretrained("bert-base-uncased")
         known = ["[PAD]", "[UNK]", "i", "hear", "the", "outside", *WORDS]
         vocabulary = {word: number for number, word in enumerate(known)}
         words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106 (no password)
@@ -80,13 +86,9 @@ class Encoders(nn.Module):
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=words, pad_token=known[0], unk_token=known[1]
         )
-        # Pretrained: Wav2Vec2FeatureExtractor.from_pretrained("facebook/wav2vec2-base")
         self.extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
-        # Pretrained: BertModel.from_pretrained("bert-base-uncased")
         self.text = BertModel(BertConfig(num_hidden_layers=1))
-        # Pretrained: ViTModel.from_pretrained("google/vit-base-patch16-224", add_pooling_layer=False)
         self.image = ViTModel(ViTConfig(num_hidden_layers=1), add_pooling_layer=False)
-        # Pretrained: Wav2Vec2Model.from_pretrained("facebook/wav2vec2-base")
         self.audio = Wav2Vec2Model(Wav2Vec2Config(num_hidden_layers=1))
         parts = {"text": self.text, "image": self.image, "audio": self.audio}
         self.widths = {name: part.config.hidden_size for name, part in parts.items()}
@@ -98,7 +100,7 @@ class Encoders(nn.Module):
             tokens = self.tokenizer(sample["text"], return_tensors="pt")["input_ids"]
             features["text"] = self.text(input_ids=tokens).last_hidden_state[0]
         if "image" in sample:
-            # AutoImageProcessor.from_pretrained("google/vit-base-patch16-224") for PIL images.
+            # What `AutoImageProcessor.from_pretrained("google/vit-base-patch16-224")` does to PIL images.
             picture = sample["image"][None]
             small = F.interpolate(picture, (224, 224), mode="bilinear", antialias=True)
             features["image"] = self.image((small - 0.5) / 0.5).last_hidden_state[0]
