@@ -17,6 +17,18 @@ from grf_fusion.checkpoints import load_author_checkpoint
 DIM, HEADS, LAYERS, HIDDEN = 64, 4, 4, 256
 LONGEST = 8192
 
+
+class Size(NamedTuple):
+    """Width, attention heads, layers and hidden width of the feed-forward of a contestant."""
+
+    dim: int = DIM
+    heads: int = HEADS
+    layers: int = LAYERS
+    hidden: int = HIDDEN
+
+
+SIZE = Size()
+
 OURS_AUTHOR = "ours, author's weights"
 OURS = "ours, pooled"
 OURS_NO_SELF = "ours, pooled, no self-attention"
@@ -58,11 +70,9 @@ def ours(**options: object) -> Builder:
     return build
 
 
-def author(modalities: Mapping[str, int], dropout: float) -> Contestant:
+def author(modalities: Mapping[str, int], dropout: float, size: Size = SIZE) -> Contestant:
     """The author's design, the same weights at every call, none at its initial value."""
-    model = AuthorModel(
-        modalities, dim=DIM, heads=HEADS, layers=LAYERS, hidden=HIDDEN, dropout=dropout
-    )
+    model = AuthorModel(modalities, **size._asdict(), dropout=dropout)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -81,13 +91,13 @@ def ours_as_author(modalities: Mapping[str, int], dropout: float) -> Contestant:
     return _ours(fusion)
 
 
-def mult(modalities: Mapping[str, int], dropout: float) -> Contestant:
+def mult(modalities: Mapping[str, int], dropout: float, size: Size = SIZE) -> Contestant:
     """MulT at the same width and depth, as its authors compute it, without its hidden layers.
 
     Those of its head are left out: their weights grow with the fourth power of the number of
     modalities, and would be most of the model.
     """
-    sizes = {"embed_dim": DIM, "num_heads": HEADS, "num_layers": LAYERS}
+    sizes = {"embed_dim": size.dim, "num_heads": size.heads, "num_layers": size.layers}
     model = MulT(modalities, **sizes, dropout=dropout, literal=True)
     model.head_in = model.head_out = nn.Identity()
     return Contestant(model, lambda features, _: model(features))
@@ -107,13 +117,13 @@ def mult_as_written(modalities: Mapping[str, int], dropout: float) -> Contestant
 class Peer(nn.Module):
     """Projections, positions and a vector a modality, in front of somebody else's attention."""
 
-    def __init__(self, modalities: Mapping[str, int], body: nn.Module) -> None:
+    def __init__(self, modalities: Mapping[str, int], body: nn.Module, dim: int = DIM) -> None:
         super().__init__()
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(size, DIM) for name, size in modalities.items()}
+            {name: nn.Linear(width, dim) for name, width in modalities.items()}
         )
-        self.kinds = nn.Parameter(0.02 * torch.randn(len(modalities), DIM))
-        self.register_buffer("table", sinusoids(LONGEST, DIM), persistent=False)
+        self.kinds = nn.Parameter(0.02 * torch.randn(len(modalities), dim))
+        self.register_buffer("table", sinusoids(LONGEST, dim), persistent=False)
         self.body = body
 
     def forward(self, features: Features, masks: Masks) -> Tensor:
@@ -129,10 +139,11 @@ class Peer(nn.Module):
 class TorchEncoder(nn.Module):
     """Early fusion: all steps of all modalities through one `nn.TransformerEncoder`."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, dropout: float, size: Size = SIZE) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(DIM, HEADS, HIDDEN, dropout, "gelu", batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        dim, heads, layers, hidden = size
+        layer = nn.TransformerEncoderLayer(dim, heads, hidden, dropout, "gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
         """Return the mean over all real steps."""
@@ -161,11 +172,11 @@ class TorchCrossAttention(nn.Module):
 class XEncoder(nn.Module):
     """Early fusion by x-transformers."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, dropout: float, size: Size = SIZE) -> None:
         super().__init__()
         from x_transformers import Encoder  # noqa: PLC0415 (optional)
 
-        self.encoder = Encoder(**_x_transformers(dropout))
+        self.encoder = Encoder(**_x_transformers(dropout, size))
 
     def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
         """Return the mean over all real steps."""
@@ -180,7 +191,7 @@ class XCrossAttention(nn.Module):
         super().__init__()
         from x_transformers import CrossAttender  # noqa: PLC0415 (optional)
 
-        self.attender = CrossAttender(**_x_transformers(dropout))
+        self.attender = CrossAttender(**_x_transformers(dropout, SIZE))
 
     def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
         """Return the mean over the first modality's real steps."""
@@ -192,15 +203,16 @@ class XCrossAttention(nn.Module):
 class Perceiver(nn.Module):
     """64 latents read all steps once and then each other; perceiver-pytorch has no dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Size = SIZE) -> None:
         super().__init__()
         from perceiver_pytorch import PerceiverIO  # noqa: PLC0415 (optional)
 
-        sizes = {"dim": DIM, "queries_dim": DIM, "latent_dim": DIM, "num_latents": 64}
-        heads = {"cross_heads": HEADS, "latent_heads": HEADS}
-        widths = {"cross_dim_head": DIM // HEADS, "latent_dim_head": DIM // HEADS}
-        self.perceiver = PerceiverIO(depth=LAYERS, **sizes, **heads, **widths)
-        self.query = nn.Parameter(torch.randn(1, DIM))
+        dim, heads, layers, _ = size
+        sizes = {"dim": dim, "queries_dim": dim, "latent_dim": dim, "num_latents": 64}
+        numbers = {"cross_heads": heads, "latent_heads": heads}
+        widths = {"cross_dim_head": dim // heads, "latent_dim_head": dim // heads}
+        self.perceiver = PerceiverIO(depth=layers, **sizes, **numbers, **widths)
+        self.query = nn.Parameter(torch.randn(1, dim))
 
     def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
         """Return what one learnt query reads in the latents."""
@@ -249,10 +261,11 @@ def _ours(fusion: GatedRecurrentFusion) -> Contestant:
     return Contestant(fusion, lambda features, masks: fusion(features, masks=masks))
 
 
-def _x_transformers(dropout: float) -> dict[str, object]:
+def _x_transformers(dropout: float, size: Size) -> dict[str, object]:
+    dim, heads, layers, _ = size
     drop = {"attn_dropout": dropout, "ff_dropout": dropout}
-    attention = {"attn_dim_head": DIM // HEADS, "attn_flash": True}
-    return {"dim": DIM, "depth": LAYERS, "heads": HEADS, "verbose": False} | attention | drop
+    attention = {"attn_dim_head": dim // heads, "attn_flash": True}
+    return {"dim": dim, "depth": layers, "heads": heads, "verbose": False} | attention | drop
 
 
 def _join(masks: list[Tensor | None]) -> Tensor | None:

@@ -100,7 +100,7 @@ class Encoders(nn.Module):
             tokens = self.tokenizer(sample["text"], return_tensors="pt")["input_ids"]
             features["text"] = self.text(input_ids=tokens).last_hidden_state[0]
         if "image" in sample:
-            # What `AutoImageProcessor.from_pretrained("google/vit-base-patch16-224")` does to PIL images.
+            # What the `AutoImageProcessor` of that name does to PIL images.
             picture = sample["image"][None]
             small = F.interpolate(picture, (224, 224), mode="bilinear", antialias=True)
             features["image"] = self.image((small - 0.5) / 0.5).last_hidden_state[0]

@@ -8,6 +8,8 @@ from pathlib import Path
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # oneDNN keeps code for the last 1,024 shapes of bfloat16, half a gigabyte that is no leak.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# Read by cuBLAS: without it no sum on a GPU is sure to be the same twice.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import coverage
 import pytest
@@ -27,33 +29,79 @@ DATA = Path(os.environ.get("GRF_FUSION_DATA") or REPOSITORY.parent / "shared" / 
 # pytest-xdist gives every core a worker already.
 torch.set_num_threads(1)
 
+# Of the CPU by nature: what computes only there, and what computes nothing. Left out elsewhere,
+# as are single tests marked cpu_only.
+CPU_ONLY = {
+    f"test_{name}.py"
+    for name in (
+        *("packing", "tiles", "deploy", "distributed", "soak"),
+        *("api", "distribution", "env", "mutation", "project", "publishing", "site", "docs"),
+        *("benchmarks", "cost_model", "quality"),
+    )
+}
+# Coverage slows tests down by half, and these reach no line that others do not reach.
+UNMEASURED = {"test_benchmarks.py", "test_fuzz.py", "test_quality.py"}
+# These run nowhere else; they say themselves where each tensor lies.
+CUDA_ONLY = {"test_cuda.py"}
+
 # The same examples at every run on CI, so that a red run can be repeated; new ones elsewhere.
+# `examples` in tests/strategies.py takes the share of 100 from the profile.
 unchecked = [HealthCheck.too_slow]
 if os.environ.get("GRF_FUSION_MUTATION"):
     # mutmut runs the tests again and again in one process, each time on new instances.
     unchecked.append(HealthCheck.differing_executors)
-settings.register_profile(
-    "grf_fusion",
-    deadline=None,
-    derandomize=bool(os.environ.get("CI")),
-    suppress_health_check=unchecked,
-)
-settings.load_profile("grf_fusion")
+for profile, number in (("third", 34), ("full", 100)):
+    settings.register_profile(
+        profile,
+        max_examples=number,
+        deadline=None,
+        derandomize=bool(os.environ.get("CI")),
+        suppress_health_check=unchecked,
+    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--sweep`."""
-    parser.addoption("--sweep", action="store_true", help="run all tests marked sweep, not a third")
+    """Add `--full` and `--device`."""
+    parser.addoption(
+        "--full", action="store_true", help="try all examples of each property, not a third"
+    )
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where tests make their tensors"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose examples and device before the test modules are imported, which make tensors."""
+    settings.load_profile("full" if config.getoption("full") else "third")
+    if config.getoption("device") == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: this PyTorch sees no CUDA device")
+    torch.set_default_device("cuda")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is left out elsewhere than on the CPU."""
+    if config.getoption("device") == "cpu":
+        return []
+    files = ", ".join(sorted(CPU_ONLY))
+    return [
+        f"device: {torch.cuda.get_device_name()}",
+        f"left out, being of the CPU: tests marked cpu_only and {len(CPU_ONLY)} files: {files}",
+    ]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files of another device, unread: they may need what is not there."""
+    elsewhere = CUDA_ONLY if config.getoption("device") == "cpu" else CPU_ONLY
+    return collection_path.name in elsewhere or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out two of three sweeps, always the same ones, unless all are asked for."""
-    if config.getoption("sweep"):
-        return
-    sweeps = [item for item in items if item.get_closest_marker("sweep")]
-    left_out = {item for number, item in enumerate(sweeps) if number % 3}
-    if left_out:
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    """Leave out tests of the CPU elsewhere."""
+    if config.getoption("device") != "cpu":
+        left_out = {item for item in items if item.get_closest_marker("cpu_only")}
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 
 
@@ -73,9 +121,10 @@ def data_dir() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Run what is marked so without coverage; pytest-cov's own marker fails under `--no-cov`."""
-    measured = item.get_closest_marker("uncovered") and coverage.Coverage.current()
-    if not measured:
+    """Run without coverage what is slow, compiles or reaches no line that others do not."""
+    marked = item.get_closest_marker("slow") or item.get_closest_marker("compile")
+    measured = coverage.Coverage.current()
+    if not measured or not (marked or item.path.name in UNMEASURED):
         return (yield)
     measured.stop()
     try:

@@ -1,34 +1,28 @@
-"""Other people's libraries, imported where they can be.
+"""Other people's libraries, imported when a test first uses them: together they take ten seconds.
 
 PyPI's torchvision, which timm needs, is built for CUDA. Beside a CPU build of PyTorch its operators
 do not load, and declaring their shapes fails on import. Nothing here uses an operator of it, so
 that file is left out; with a torchvision that fits its PyTorch it changes nothing either.
 """
 
+import importlib
 import sys
 import warnings
 from types import ModuleType
+from typing import Any
 
 sys.modules.setdefault(
     "torchvision._meta_registrations", ModuleType("torchvision._meta_registrations")
 )
 
-with warnings.catch_warnings():
-    # What they do when they are imported is theirs to mend.
-    warnings.simplefilter("ignore")
-    import timm
-    import transformers
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.runtime import Runtime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-__all__ = [
-    "QuantType",
-    "Runtime",
-    "XnnpackPartitioner",
-    "quantize_dynamic",
-    "timm",
-    "to_edge_transform_and_lower",
-    "transformers",
-]
+def load(name: str) -> Any:
+    """Import a module; what it does on import is its authors' to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+def counters() -> Any:
+    """Return what PyTorch's tracer counts, such as graphs."""
+    return load("torch._dynamo.utils").counters

@@ -107,7 +107,7 @@ def oracle_block(
     seed: int = 5,
 ) -> tuple[Tensor, Tensor]:
     """Both decoders; what they put at padded steps is not defined."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     num_layers = 1 + max(int(name.split(".")[1]) for name in params)
     inputs = {
         "context_layers": (context, modality, context_mask, modality_mask),

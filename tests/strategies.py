@@ -4,11 +4,13 @@ Sizes are small primes (and 1), mutually different in a call, so that no two axe
 unnoticed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -25,10 +27,15 @@ MASK_DTYPES = (torch.bool, torch.int64, torch.int32, torch.uint8)
 GARBAGE = (0.0, 1e30, float("nan"), float("inf"), -float("inf"))
 FAMILIAR_NAMES = ("text", "image", "audio", "depth", "touch", "radar")
 # Forms of the baselines; the classes stand in tests/properties.py.
-BASELINES = ("concat", "early", "weighted sum", "cross-modal", "mult", "alignment")
+BASELINES = ("concat", "pooled", "early", "weighted sum", "cross-modal", "mult", "alignment")
 # These compare modalities, so that one is too few.
 OF_PAIRS = ("mult", "alignment")
 _TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def examples(number: int) -> settings:
+    """Try so many examples under `--full`, and otherwise a third of them."""
+    return settings(max_examples=math.ceil(number * settings.default.max_examples / 100))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +160,14 @@ def features(
     draw: st.DrawFn, shape: Sequence[int], mask: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Random values (batch, time, width) and garbage, NaN included, at the padded steps."""
-    generator = torch.Generator().manual_seed(draw(seeds()))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(draw(seeds()))
     values = torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
     if mask is not None and not mask.all():
         values[~mask.bool()] = draw(st.sampled_from(GARBAGE))
     return values
 
 
+# The forms with a block; the summary form has other options.
 FORMS = ("residual", "paper")
 SELF_ATTENTIONS = (True, False, "linear")
 PACKINGS = ("auto", True, False)
@@ -180,6 +188,20 @@ def fusion_configs(
     embed_dim, num_heads = draw(st.sampled_from(embeddings))
     context = draw(st.sampled_from(contexts))
     openings = ("first", "learned") if context == "pooled" else ("first",)
+    if ablations and context == "pooled" and draw(st.booleans()):
+        return FusionConfig(
+            modalities=dict(zip(names, widths, strict=True)),
+            embed_dim=embed_dim,
+            num_heads=draw(st.sampled_from((None, num_heads))),
+            num_layers=draw(st.integers(1, 2)),
+            form="summary",
+            activation=draw(st.sampled_from(("gelu", "relu"))),
+            norm_first=None,
+            self_attention=None,
+            opening=draw(st.sampled_from(openings)),
+            gate_bias=draw(st.sampled_from((0.0, -1.5, "chrono"))),
+            share_weights=draw(st.booleans()),
+        )
     return FusionConfig(
         modalities=dict(zip(names, widths, strict=True)),
         embed_dim=embed_dim,
@@ -292,6 +314,7 @@ def baseline_calls(
     depth = {"num_layers": draw(st.integers(1, 2))}
     options: dict[str, Any] = {
         "concat": feedforward,
+        "pooled": {"stage": "pooled", **feedforward},
         "early": {"stage": "early", **heads, **depth, **feedforward},
         "weighted sum": {"weights": draw(weights_of(names))},
         "cross-modal": heads,

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.export import Dim, export
 
 import properties
 import strategies
 from grf_fusion import AdaptedModel, FusionAdapter, ShapeError
+from hosts import counters
 from properties import HIDDEN, NAN, assert_close, assert_same_bits
 from reference import reference_adapter
 from refusal import assert_refused
 from strategies import AdapterCall
 
-QUICK = settings(max_examples=60)
+QUICK = strategies.examples(60)
 WIDTHS = {"image": 7, "audio": 11}
 DIM, HEADS, BATCH, TIME = 15, 3, 5, 4
 Named = dict[str, Tensor]
@@ -81,7 +81,7 @@ def make_model(*, opened: bool = False) -> AdaptedModel:
 
 
 def make_call(batch: int = BATCH, times: tuple[int, int, int] = (TIME, 3, 2)) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(batch)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(batch)
     time, *lengths = times
     features = {
         name: torch.randn(batch, length, width, generator=generator)
@@ -95,7 +95,9 @@ def make_call(batch: int = BATCH, times: tuple[int, int, int] = (TIME, 3, 2)) ->
 
 
 def host_input(batch: int = BATCH, time: int = TIME) -> Tensor:
-    return torch.randn(batch, time, DIM, generator=torch.Generator().manual_seed(7))
+    return torch.randn(
+        batch, time, DIM, generator=torch.Generator(torch.get_default_device()).manual_seed(7)
+    )
 
 
 def expected(call: AdapterCall, params: Named, inputs: Named) -> Tensor:
@@ -153,13 +155,12 @@ class TestAdapter:
         assert_is_the_formula(call)
 
     @pytest.mark.slow
-    @pytest.mark.uncovered
-    @settings(max_examples=250)
+    @strategies.examples(250)
     @given(strategies.adapter_calls())
     def test_is_the_formula_thoroughly(self, call: AdapterCall) -> None:
         assert_is_the_formula(call)
 
-    @settings(max_examples=30)
+    @strategies.examples(30)
     @given(strategies.adapter_calls())
     def test_at_the_start_is_the_identity_in_training_too(self, call: AdapterCall) -> None:
         adapter = FusionAdapter(call.modalities, dropout=0.3, **call.options, dtype=call.dtype)
@@ -168,7 +169,7 @@ class TestAdapter:
         result = adapter.train()(call.hidden, call.features, **arguments)
         assert_same_bits({"": result}, {"": call.hidden})
 
-    @settings(max_examples=30)
+    @strategies.examples(30)
     @given(strategies.adapter_calls())
     def test_absent_modality_changes_no_bit(self, call: AdapterCall) -> None:
         case = properties.adapter_case(call)
@@ -221,10 +222,10 @@ class TestAdapter:
             assert parameter.grad is not None, name
             assert not parameter.grad.any(), name
 
-    @pytest.mark.uncovered
+    @pytest.mark.compile
     def test_one_graph_for_all_sizes_and_absences(self) -> None:
         torch.compiler.reset()
-        counters.clear()
+        counters().clear()
         adapter = make_adapter()
         properties.randomise(adapter, seed=3)
         compiled = torch.compile(adapter, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -234,7 +235,7 @@ class TestAdapter:
             call["present"] = torch.tensor([[True, False], [False, True]]).repeat(3, 1)[:batch]
             hidden = host_input(batch, times[0])
             assert_close({"": compiled(hidden, **call)}, {"": adapter(hidden, **call)})
-        assert counters["stats"]["unique_graphs"] == 1
+        assert counters()["stats"]["unique_graphs"] == 1
 
     # Measured, unlike other exports: these lines of ours run nowhere else.
     def test_export(self) -> None:
@@ -430,10 +431,10 @@ class TestAdaptedModel:
         twin.remove()
         assert_same_bits({"": model(host_input(), **make_call())}, {"": wanted})
 
-    @pytest.mark.uncovered
+    @pytest.mark.compile
     def test_one_graph_serves_all_sizes(self) -> None:
         torch.compiler.reset()
-        counters.clear()
+        counters().clear()
         model = make_model(opened=True)
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
         for batch, times in ((5, (23, 29, 31)), (3, (6, 2, 7)), (2, (3, 5, 4))):
@@ -442,7 +443,7 @@ class TestAdaptedModel:
             present = torch.tensor([[True, False], [False, True]]).repeat(3, 1)[:batch]
             actual = compiled(x, **call, present=present)
             assert_close({"": actual}, {"": model(x, **call, present=present)})
-        assert counters["stats"]["unique_graphs"] == 1
+        assert counters()["stats"]["unique_graphs"] == 1
 
     def test_shows_where_the_adapters_are(self) -> None:
         assert "layers=('layers.0', 'layers.1')" in repr(make_model())

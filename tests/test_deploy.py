@@ -10,24 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx_ir.passes import common
 from torch import Tensor, nn
 from torch.export import Dim, export
 
 import properties
 from grf_fusion import FusionAdapter, FusionState, GatedRecurrentFusion
 from grf_fusion.baselines import ConcatFusion, MulT
-from hosts import (
-    QuantType,
-    Runtime,
-    XnnpackPartitioner,
-    quantize_dynamic,
-    to_edge_transform_and_lower,
-)
+from hosts import load
 
 WIDTHS = {"text": 7, "image": 11, "audio": 13}
 EMBED, HEADS = 24, 3
@@ -44,8 +35,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.uncovered,
+    pytest.mark.compile,
     # Of the exporters themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -85,6 +75,7 @@ def dynamic_shapes() -> dict[str, Any]:
 
 def to_onnx(module: nn.Module, path: Path, opset: int) -> None:
     """The call that the docs show."""
+    common = load("onnx_ir.passes.common")
     program = torch.onnx.export(
         module,
         kwargs=make_call(FIRST),
@@ -99,7 +90,7 @@ def to_onnx(module: nn.Module, path: Path, opset: int) -> None:
 
 
 def run_onnx(path: Path, tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(path)
+    session = load("onnxruntime").InferenceSession(path)
     names = [given.name for given in session.get_inputs()]
     return session.run(None, {name: x.numpy() for name, x in zip(names, tensors, strict=True)})
 
@@ -124,7 +115,7 @@ def assert_agrees(
         *((form, 23) for form in FORMS),
         ("default", 18),
         # The page docs/how-to/deploy.md exports for this one too.
-        pytest.param("default", 20, marks=pytest.mark.sweep),
+        ("default", 20),
     ],
 )
 def test_onnx(form: str, opset: int, tmp_path: Path) -> None:
@@ -160,7 +151,7 @@ def test_onnx_of_an_adapter(tmp_path: Path) -> None:
         verbose=False,
     )
     program.save(tmp_path / "adapter.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "adapter.onnx")
+    session = load("onnxruntime").InferenceSession(tmp_path / "adapter.onnx")
     for seed, sizes in enumerate(SIZES):
         given = call(sizes, seed)
         leaves = {"hidden": given["hidden"], "mask": given["mask"], "present": given["present"]}
@@ -215,6 +206,8 @@ def test_onnx_of_a_step(form: str, tmp_path: Path) -> None:
 
 def to_int8(plain: Path, small: Path) -> None:
     """The call that the docs show."""
+    onnx, onnxruntime = load("onnx"), load("onnxruntime")
+    quantization = load("onnxruntime.quantization")
     # What onnxruntime makes of constants first; weights that are transposed stay float otherwise.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -224,7 +217,8 @@ def to_int8(plain: Path, small: Path) -> None:
     folded = onnx.load(small)
     del folded.graph.value_info[:]
     onnx.save(folded, small)
-    quantize_dynamic(small, small, weight_type=QuantType.QInt8, per_channel=True)
+    int8 = quantization.QuantType.QInt8
+    quantization.quantize_dynamic(small, small, weight_type=int8, per_channel=True)
 
 
 class Headed(nn.Module):
@@ -285,10 +279,12 @@ def test_executorch(tmp_path: Path) -> None:
     call = make_call(sizes[0])
     each = {name: {1: Dim(f"time_{name}", min=1, max=64)} for name in WIDTHS}
     program = export(Positional(fusion), tuple(call.values()), dynamic_shapes=(each, each, None))
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    xnnpack = load("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    lower = load("executorch.exir").to_edge_transform_and_lower
+    lowered = lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
     path = tmp_path / "fusion.pte"
     path.write_bytes(lowered.to_executorch().buffer)
-    method = Runtime.get().load_program(path).load_method("forward")
+    method = load("executorch.runtime").Runtime.get().load_program(path).load_method("forward")
     assert_agrees(lambda x: method.execute(x)[0], fusion, sizes)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-# First, because of what is imported there and how.
-import hosts  # noqa: F401
+from hosts import load
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -35,7 +34,6 @@ def unsaid(claims: Iterable[str], printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if BLOCK.search(text)])
 # Of other people's libraries.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -45,13 +43,14 @@ def test_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "transformers" in PAGES[page]:
+        load("transformers")
     code = compile("\n".join(BLOCK.findall(PAGES[page])), page, "exec")
     exec(code, {"__name__": "page"})  # noqa: S102 - the code is our own
     assert unsaid(said(PAGES[page]), capsys.readouterr().out) == []
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 def test_the_classifier_scores_what_its_table_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +64,50 @@ def test_the_classifier_scores_what_its_table_says(
         names = ("text", "image", "audio") if given == "all three" else given.split(", ")
         # Another processor rounds otherwise, and a training carries that on.
         assert abs(namespace["accuracy"](*names) - float(said)) < 0.04, given
+
+
+FENCE = re.compile(r"^ *```(?P<kind>[^\n]*)\n(?P<code>.*?)^ *```$", re.MULTILINE | re.DOTALL)
+# A page shows so many beside both side bars; printed messages are wrapped.
+COLUMNS = 85
+
+
+def wide_lines(page: str) -> list[str]:
+    """Return the lines of code that a page would have to scroll."""
+    return [
+        line
+        for fence in FENCE.finditer(page)
+        if ".printed" not in fence["kind"] and fence["kind"] != "math"
+        for line in fence["code"].splitlines()
+        if len(line) > COLUMNS
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_fits_on_the_page(page: str) -> None:
+    assert wide_lines(PAGES[page]) == []
+
+
+def test_wide_lines_are_seen() -> None:
+    wide = "x" * 86
+    page = f"{wide}\n```python\n{wide}\n{wide[1:]}\n```\n\n    ```text\n{wide}\n    ```\n"
+    assert wide_lines(page) == [wide, wide]
+    assert wide_lines(f"``` {{ .text .printed }}\n{wide}\n```\n```math\n{wide}\n```\n") == []
+
+
+def test_every_guarantee_names_its_tests() -> None:
+    """Every row of the table, and a test of every name."""
+    table = re.search(r"^\| Guarantee .*?(?=^\n)", PAGES["guarantees.md"], re.M | re.S)
+    rows = table[0].splitlines()[2:]
+    assert len(rows) > 10
+    defined = {
+        name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= defined, row
 
 
 def test_pages_are_found() -> None:

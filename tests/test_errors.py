@@ -29,6 +29,8 @@ from grf_fusion.baselines import (
 from grf_fusion.checkpoints import load_author_checkpoint
 from refusal import NothingComputed, assert_refused
 
+HERE = torch.get_default_device()
+
 FUSION, BLOCK, UNIT = "GatedRecurrentFusion", "SymmetricCrossAttentionBlock", "GatedFusionUnit"
 # Mutually different sizes; batch 2, three modalities, embed_dim 15, five heads.
 WIDTHS = {"text": 7, "audio": 11, "depth": 13}
@@ -44,11 +46,17 @@ def rows(*table: tuple[Any, ...]) -> Any:
 
 
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
-    return GatedRecurrentFusion(WIDTHS, **{"embed_dim": EMBED, "num_heads": HEADS} | options)
+    return GatedRecurrentFusion(
+        WIDTHS, **{"embed_dim": EMBED, "num_heads": HEADS, "form": "residual"} | options
+    )
 
 
 def make_concat(**options: Any) -> ConcatFusion:
     return ConcatFusion(WIDTHS, **{"embed_dim": EMBED} | options)
+
+
+def make_pooled(**options: Any) -> ConcatFusion:
+    return ConcatFusion(WIDTHS, **{"embed_dim": EMBED, "stage": "pooled"} | options)
 
 
 def make_early(**options: Any) -> ConcatFusion:
@@ -73,7 +81,16 @@ def make_alignment(**options: Any) -> ContrastiveAlignment:
     return ContrastiveAlignment(WIDTHS, **{"embed_dim": EMBED} | options)
 
 
-MAKERS = (make_fusion, make_concat, make_early, make_sum, make_cross, make_mult, make_alignment)
+MAKERS = (
+    make_fusion,
+    make_concat,
+    make_pooled,
+    make_early,
+    make_sum,
+    make_cross,
+    make_mult,
+    make_alignment,
+)
 # Every public method that takes a batch.
 CALLS = [(make, method) for make in MAKERS for method in ("forward", "presence")]
 CALLS.append((make_alignment, "embed"))
@@ -112,7 +129,7 @@ WRONG_SEQUENCES: tuple[Row, ...] = (
     ("bfloat16", torch.ones(2, 4, 7, dtype=torch.bfloat16), "got torch.bfloat16"),
     ("float64", torch.ones(2, 4, 7, dtype=torch.float64), "torch.float32, as the parameters, got"),
     ("complex", torch.ones(2, 4, 7, dtype=torch.complex64), "got torch.complex64"),
-    ("other device", torch.ones(2, 4, 7, device="meta"), "on device cpu"),
+    ("other device", torch.ones(2, 4, 7, device="meta"), f"on device {HERE}"),
     ("sparse", torch.ones(2, 4, 7).to_sparse(), "got"),
     ("array", np.ones((2, 4, 7)), "got ndarray"),
     ("list", [[[1.0] * 7] * 4] * 2, "got list"),
@@ -138,7 +155,7 @@ WRONG_MASKS: tuple[Row, ...] = (
     ("two", torch.tensor([[0, 1, 2, 1]] * 2), "to hold only 0 and 1, got values from 0 to 2"),
     ("minus one", torch.tensor([[0, -1, 1, 1]] * 2), "got values from -1 to 1"),
     ("255", torch.full((2, 4), 255, dtype=torch.uint8), "got values from 255 to 255"),
-    ("other device", torch.ones(2, 4, dtype=torch.bool, device="meta"), "device cpu, got meta"),
+    ("other device", torch.ones(2, 4, dtype=torch.bool, device="meta"), f"device {HERE}, got meta"),
     ("sparse", torch.ones(2, 4, dtype=torch.bool).to_sparse(), "got"),
     ("array", np.ones((2, 4), dtype=bool), "got ndarray"),
     ("list", [[True] * 4] * 2, "got list"),
@@ -153,7 +170,7 @@ WRONG_PRESENT: tuple[Row, ...] = (
     ("transposed", torch.ones(3, 2, dtype=torch.bool), "=2, modalities=3), got (3, 2)"),
     ("float", torch.ones(2, 3), "got torch.float32. A float mask may be"),
     ("two", torch.full((2, 3), 2), "to hold only 0 and 1, got values from 2 to 2"),
-    ("other device", torch.ones(2, 3, dtype=torch.bool, device="meta"), "device cpu, got meta"),
+    ("other device", torch.ones(2, 3, dtype=torch.bool, device="meta"), f"device {HERE}, got meta"),
     ("names", ["text"], "got list"),
     ("mapping", {"text": True}, "got dict"),
 )
@@ -205,13 +222,13 @@ class TestFeatures:
 
     def test_autocast_does_not_accept_float64(self):
         fusion, given = make_fusion(), features(text=torch.ones(2, 4, 7, dtype=torch.float64))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             refused(lambda: fusion(given), FUSION, "features['text']", "got torch.float64")
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast_accepts_half_precision(self, dtype: torch.dtype):
         fusion, given = make_fusion(), features(text=torch.ones(2, 4, 7, dtype=dtype))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             assert fusion(given).isfinite().all()
 
     def test_dtype_on_a_device_without_autocast(self):
@@ -323,7 +340,7 @@ class TestMasks:
             ("scalar", torch.tensor(True), "of shape (batch=2), got ()"),
             ("float", torch.ones(2), "got torch.float32"),
             ("two", torch.tensor([0, 2]), "got values from 0 to 2"),
-            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), "cpu, got meta"),
+            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), f"{HERE}, got meta"),
             ("bool", True, "got bool"),
         ),
     )
@@ -459,7 +476,7 @@ WRONG_STATES = (
         "context device",
         {"context": torch.ones(2, 15, device="meta")},
         "state.context",
-        "on device cpu",
+        f"on device {HERE}",
         "got meta",
     ),
     ("mask None", {"mask": None}, "state.mask", "to be a torch.Tensor", "got NoneType"),
@@ -467,7 +484,7 @@ WRONG_STATES = (
     ("mask time", {"mask": TRUE.expand(2, 4)}, "state.mask", "(batch=2, time=1)", "got (2, 4)"),
     ("mask float", {"mask": TRUE.float()}, "state.mask", "to be bool", "got torch.float32"),
     ("mask two", {"mask": TRUE.long() * 2}, "state.mask", "only 0 and 1", "from 2 to 2"),
-    ("mask device", {"mask": TRUE.to("meta")}, "state.mask", "on device cpu", "got meta"),
+    ("mask device", {"mask": TRUE.to("meta")}, "state.mask", f"on device {HERE}", "got meta"),
     ("present batch", {"present": TRUE.expand(2, 3)[:1]}, "state.present", "=2, mod", "(1, 3)"),
     ("present few", {"present": TRUE.expand(2, 2)}, "state.present", "ies=3", "got (2, 2)"),
     ("present float", {"present": torch.ones(2, 3)}, "state.present", "bool", "got torch.float32"),
@@ -715,7 +732,9 @@ def constructor_rows() -> Iterator[ConstructorRow]:
         yield row(make_one, FUSION, "modalities['text']", got, size)
         sizes = ("num_heads", "num_layers", *(() if size is None else ("dim_feedforward",)))
         for make, argument in itertools.product((make_block, make_fusion), sizes):
-            yield row(make, BLOCK, argument, got, size)
+            # Without a number of heads the fusion says that the form needs one.
+            if (make, argument, size) != (make_fusion, "num_heads", None):
+                yield row(make, BLOCK, argument, got, size)
     for got, chance in PROBABILITIES:
         yield row(make_unit, UNIT, "dropout", got, chance)
         yield row(make_block, BLOCK, "dropout", got, chance)
@@ -734,9 +753,9 @@ def constructor_rows() -> Iterator[ConstructorRow]:
         ):
             yield row(make, BLOCK, argument, got, choice)
         yield row(make_block, BLOCK, "self_attention", got, choice)
-        for argument in ("context", "form"):
-            yield row(make_fusion, FUSION, argument, got, choice)
-        if choice is not None:  # left to the form
+        yield row(make_fusion, FUSION, "context", got, choice)
+        if choice is not None:  # left to the form, and that to the context
+            yield row(make_fusion, FUSION, "form", got, choice)
             yield row(make_fusion, BLOCK, "self_attention", got, choice)
             yield row(make_fusion, FUSION, "opening", got, choice)
     for make, heads in itertools.product((make_block, make_fusion), (4, 30)):
@@ -761,6 +780,7 @@ def baseline_rows(row: Callable[..., ConstructorRow]) -> Iterator[ConstructorRow
         for make, who in (
             *with_heads,
             (make_concat, concat),
+            (make_pooled, concat),
             (make_sum, total),
             (make_alignment, alignment),
         ):
@@ -771,10 +791,10 @@ def baseline_rows(row: Callable[..., ConstructorRow]) -> Iterator[ConstructorRow
         if size is not None:
             yield row(make_early, concat, "num_layers", got, size)
             yield row(make_mult, mult, "stack_dim", got, size)
-            for make in (make_concat, make_early):
+            for make in (make_concat, make_pooled, make_early):
                 yield row(make, concat, "dim_feedforward", got, size)
     for got, chance in PROBABILITIES:
-        for make, who in (*with_heads, (make_concat, concat)):
+        for make, who in (*with_heads, (make_concat, concat), (make_pooled, concat)):
             yield row(make, who, "dropout", got, chance)
     for make, who in with_heads:
         yield row(make, who, "num_heads", "embed_dim=15 and num_heads=4", 4)
@@ -939,12 +959,13 @@ class TestConstructors:
         )
 
     @pytest.mark.parametrize("argument", ["num_heads", "num_layers"])
-    def test_late_concatenation_has_no_attention(self, argument: str):
+    @pytest.mark.parametrize("stage", ["late", "pooled"])
+    def test_pooled_concatenation_has_no_attention(self, stage: str, argument: str):
         assert_refused(
-            lambda: make_concat(**{argument: 5}),
+            lambda: make_concat(stage=stage, **{argument: 5}),
             who="ConcatFusion",
             argument=argument,
-            got="with stage='late', got 5",
+            got=f"with stage='{stage}', got 5",
             error=ValueError,
         )
 
@@ -968,7 +989,12 @@ class TestConstructors:
         ],
     )
     def test_an_option_that_no_step_uses_yet_is_checked(self, options: dict[str, Any]):
-        kwargs = {"embed_dim": EMBED, "num_heads": HEADS, "share_weights": False} | options
+        kwargs = {
+            "embed_dim": EMBED,
+            "num_heads": HEADS,
+            "form": "residual",
+            "share_weights": False,
+        } | options
         with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
             GatedRecurrentFusion({"text": 7}, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ OF_FLOATS: dict[str, Mutate] = {
     "as complex": lambda x: x.to(torch.complex64),
     "on another device": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
-    "as an array": lambda x: x.numpy(),
+    "as an array": lambda x: x.cpu().numpy(),
     "as a list": lambda x: x.tolist(),
     "as a list of tensors": list,
     "as a pair": lambda x: (x, None),
@@ -140,7 +140,7 @@ OF_MASKS: dict[str, Mutate] = {
     "with a hundred": lambda x: poison(x, 100),
     "on another device": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
-    "as an array": lambda x: x.numpy(),
+    "as an array": lambda x: x.cpu().numpy(),
     "as a list": lambda x: x.tolist(),
     "as True": lambda _: True,
     "as a string": lambda _: "x",
@@ -184,7 +184,7 @@ OF_ORDERS: dict[str, Callable[[tuple[str, ...]], object]] = {
     "numbers": lambda x: tuple(range(len(x))),
     "None": lambda x: (None,) * len(x),
     "tensors": lambda x: (torch.ones(2),) * len(x),
-    "arrays": lambda x: (torch.ones(2).numpy(),) * len(x),
+    "arrays": lambda x: (torch.ones(2).cpu().numpy(),) * len(x),
     "lists": lambda x: [[name] for name in x],
 }
 
@@ -195,7 +195,7 @@ OF_NAMES: dict[str, object] = {
     "a number": 0,
     "a list": ["text"],
     "a tensor": torch.ones(2),
-    "an array": torch.ones(2).numpy(),
+    "an array": torch.ones(2).cpu().numpy(),
 }
 
 OF_STATES: dict[str, Callable[[FusionState], object]] = {
@@ -536,32 +536,32 @@ def assert_wrong_call_is_refused(wrong: WrongCall) -> None:
 class TestWrongCalls:
     """None passes silently or fails with a foreign error."""
 
-    @settings(max_examples=EXAMPLES["forward"])
+    @strategies.examples(EXAMPLES["forward"])
     @given(wrong_forwards())
     def test_forward_and_presence(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["step"])
+    @strategies.examples(EXAMPLES["step"])
     @given(wrong_steps())
     def test_step(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["readout"])
+    @strategies.examples(EXAMPLES["readout"])
     @given(wrong_readouts())
     def test_readout(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["block"])
+    @strategies.examples(EXAMPLES["block"])
     @given(wrong_blocks())
     def test_block(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["unit"])
+    @strategies.examples(EXAMPLES["unit"])
     @given(wrong_units())
     def test_unit(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)
 
-    @settings(max_examples=EXAMPLES["dropout"])
+    @strategies.examples(EXAMPLES["dropout"])
     @given(wrong_dropouts())
     def test_modality_dropout(self, wrong: WrongCall):
         assert_wrong_call_is_refused(wrong)

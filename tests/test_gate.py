@@ -116,7 +116,7 @@ def test_identity_is_undisturbed(options: dict[str, float]) -> None:
 def test_a_half_precision_state_keeps_its_type_under_autocast() -> None:
     made = GatedFusionUnit(5)
     state, update = torch.randn(3, 5), torch.randn(3, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         result, gate = made(state, update, return_gate=True)
     assert result.dtype == gate.dtype == torch.float32
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ import strategies
 from grf_fusion import GatedRecurrentFusion, ShapeError, modulate_gradients
 from reference_baselines import reference_factors, reference_ratios
 from refusal import assert_refused
+
+HERE = torch.get_default_device()
 
 WHO = "modulate_gradients"
 WIDTHS = {"text": 7, "audio": 11, "depth": 13}
@@ -27,7 +29,7 @@ def make_modules(
     names: Any = tuple(WIDTHS), dtype: torch.dtype = torch.float64, seed: int = 3
 ) -> dict[str, nn.Module]:
     """Two layers a modality, every gradient random."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     modules: dict[str, nn.Module] = {}
     for name in names:
         modules[name] = nn.Sequential(nn.Linear(17, 23), nn.Linear(23, 2)).to(dtype)
@@ -41,7 +43,7 @@ def make_call(
     names: Any = tuple(WIDTHS), dtype: torch.dtype = torch.float64, seed: int = 5
 ) -> dict[str, Any]:
     """Logits and targets of a batch."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     logits = {
         name: torch.randn(BATCH, CLASSES, generator=generator, dtype=torch.float64).to(dtype)
         for name in names
@@ -58,7 +60,7 @@ def gradients(modules: dict[str, nn.Module]) -> Named:
     }
 
 
-@settings(max_examples=60)
+@strategies.examples(60)
 @given(
     count=st.integers(1, 5),
     drawn=strategies.sizes(2),
@@ -80,7 +82,7 @@ def test_factors_and_gradients_are_the_formula(
 ) -> None:
     batch, classes = drawn
     names = [f"m{place}" for place in range(count)]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     logits = {
         name: (sharpness * torch.randn(batch, classes, generator=generator)).to(dtype)
         for name in names
@@ -156,7 +158,7 @@ def test_noise_follows_the_generator() -> None:
     results: list[Named] = []
     for seed in (1, 1, 2):
         modules = make_modules()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         modulate_gradients(modules, **make_call(), alpha=0.5, generator=generator)
         results.append(gradients(modules))
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
@@ -236,7 +238,7 @@ def test_two_lines_in_a_training_loop_hold_the_strong_modality_back() -> None:
     parameters = [*fusion.parameters(), *head.parameters()]
     optimiser = torch.optim.SGD(parameters, lr=0.05)
     held: list[float] = []
-    for _ in range(60):
+    for _ in range(150):
         optimiser.zero_grad()
         loss = nn.functional.cross_entropy(head(fusion(features)), targets)
         loss.backward()
@@ -245,7 +247,7 @@ def test_two_lines_in_a_training_loop_hold_the_strong_modality_back() -> None:
         optimiser.step()
         held.append((factors["hard"] - factors["easy"]).item())
     assert loss.item() < 0.5
-    assert sum(value > 0 for value in held[30:]) == 30
+    assert min(held[100:]) > 0
 
 
 def refuse(argument: str, got: str, error: type[Exception] = ShapeError, **changed: Any) -> None:
@@ -317,7 +319,7 @@ LOGITS = make_call()["logits"]
         (
             LOGITS | {"audio": torch.ones(5, 3, dtype=torch.float64, device="meta")},
             "logits['audio']",
-            "on device cpu, as the others, got meta",
+            f"on device {HERE}, as the others, got meta",
         ),
     ],
 )
@@ -331,11 +333,17 @@ def test_wrong_logits(logits: Any, argument: str, got: str) -> None:
         ([0, 1, 2, 0, 1], "to be a torch.Tensor, got list"),
         (torch.eye(5, 3), "of shape (batch=5), got (5, 3). Give classes, not one-hot rows"),
         (torch.zeros(4).long(), "of shape (batch=5), got (4,)"),
-        (torch.zeros(5), "to hold integers on device cpu, as the logits, got torch.float32"),
+        (torch.zeros(5), f"to hold integers on device {HERE}, as the logits, got torch.float32"),
         (torch.zeros(5).bool(), "got torch.bool"),
         (torch.zeros(5, device="meta").long(), "got torch.int64 on meta"),
-        (torch.tensor([0, 1, 3, 0, 1]), "between 0 and 2, got 0 to 3"),
-        (torch.tensor([0, 1, -100, 0, 1]), "between 0 and 2, got -100 to 1"),
+        pytest.param(
+            *(torch.tensor([0, 1, 3, 0, 1]), "between 0 and 2, got 0 to 3"),
+            marks=pytest.mark.cpu_only,
+        ),
+        pytest.param(
+            *(torch.tensor([0, 1, -100, 0, 1]), "between 0 and 2, got -100 to 1"),
+            marks=pytest.mark.cpu_only,
+        ),
     ],
 )
 def test_wrong_targets(targets: Any, got: str) -> None:

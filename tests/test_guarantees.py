@@ -10,12 +10,12 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
@@ -37,9 +37,9 @@ from grf_fusion.baselines import ConcatFusion, WeightedSumFusion
 from properties import NAN, Case, assert_same_bits, build, fusion_case, really_present
 from strategies import FusionCall
 
-QUICK = settings(max_examples=40)
-BRIEF = settings(max_examples=15)
-THOROUGH = settings(max_examples=120)
+QUICK = strategies.examples(40)
+BRIEF = strategies.examples(15)
+THOROUGH = strategies.examples(120)
 MODES = [
     {"context": "pooled", "opening": "first"},
     {"context": "pooled", "opening": "learned"},
@@ -106,18 +106,10 @@ each_module = pytest.mark.parametrize("module", MODULES)
 each_fusion = pytest.mark.parametrize("kind", FUSIONS)
 
 
-def ours_and_sweep(modules: Iterable[str]) -> list[Any]:
-    """The fusion and its parts, and the baselines as a sweep."""
-    return [
-        pytest.param(module, marks=pytest.mark.sweep if module in BASELINES else ())
-        for module in modules
-    ]
-
-
 def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options: Any) -> FusionCall:
     """Everything present, no masks, all sizes prime or odd and mutually different."""
     names, widths, times = ("text", "image", "audio", "depth"), (13, 11, 17, 19), (5, 3, 2, 11)
-    generator = torch.Generator().manual_seed(11)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(11)
     features = {
         name: torch.randn(7, time, width, generator=generator, dtype=torch.float64).to(dtype)
         for name, time, width in zip(names[:count], times, widths, strict=False)
@@ -138,7 +130,7 @@ def prime_call(*, count: int = 3, dtype: torch.dtype = torch.float64, **options:
 def ragged_call(**options: Any) -> FusionCall:
     """The same with padding, holes and absence."""
     call = prime_call(**options)
-    generator = torch.Generator().manual_seed(13)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(13)
     masks = {
         name: torch.rand(x.shape[:2], generator=generator) < 0.6
         for name, x in call.features.items()
@@ -159,8 +151,7 @@ def test_padding_has_no_influence(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
-@pytest.mark.parametrize("module", ours_and_sweep(MASKED))
+@each_masked
 @THOROUGH
 @given(data=st.data())
 def test_padding_has_no_influence_thoroughly(module: str, data: st.DataObject) -> None:
@@ -182,7 +173,7 @@ def test_right_padding_only_rounds(module: str, data: st.DataObject) -> None:
 @given(strategies.fusion_calls(dtype=torch.float32))
 def test_padding_has_no_influence_under_autocast(call: FusionCall) -> None:
     case = fusion_case(call)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         properties.assert_padding_has_no_influence(case)
 
 
@@ -302,8 +293,7 @@ def test_samples_are_independent(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
-@pytest.mark.parametrize("module", ours_and_sweep(MODULES))
+@each_module
 @THOROUGH
 @given(data=st.data())
 def test_samples_are_independent_thoroughly(module: str, data: st.DataObject) -> None:
@@ -325,7 +315,7 @@ def test_forward_is_the_fold_of_step(call: FusionCall) -> None:
 @given(strategies.fusion_calls(dtype=torch.float32))
 def test_forward_is_the_fold_of_step_under_autocast(call: FusionCall) -> None:
     fusion = build(call)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         properties.assert_forward_is_the_fold(fusion, call)
 
 
@@ -368,8 +358,11 @@ def test_state_can_be_saved_sliced_and_continued_twice(mode: dict[str, str]) -> 
 LONG: dict[str, Callable[[], nn.Module]] = {
     "residual": functools.partial(GatedRecurrentFusion, num_heads=3),
     "paper": functools.partial(GatedRecurrentFusion, num_heads=3, form="paper"),
-    "linear": functools.partial(GatedRecurrentFusion, num_heads=3, self_attention="linear"),
+    "linear": functools.partial(
+        GatedRecurrentFusion, num_heads=3, form="residual", self_attention="linear"
+    ),
     "concat": ConcatFusion,
+    "pooled": functools.partial(ConcatFusion, stage="pooled"),
     "weighted sum": WeightedSumFusion,
 }
 
@@ -761,7 +754,7 @@ def candidate(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> Tensor:
     return unit.linear(torch.cat([state, update], dim=-1)).chunk(2, dim=-1)[1].tanh()
 
 
-@settings(max_examples=150)
+@strategies.examples(150)
 @given(
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     dtype=strategies.dtypes(),
@@ -779,7 +772,7 @@ def test_unit_stays_between_state_and_candidate(
     identity: bool,
     seed: int,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     unit = GatedFusionUnit(shape[-1], norm=False, identity_init=identity, dtype=dtype)
     properties.randomise(unit, seed)
     with torch.no_grad():
@@ -970,7 +963,6 @@ def test_trace_tells_the_way(call: FusionCall) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @THOROUGH
 @given(st.data())
 def test_chain_properties_thoroughly(data: st.DataObject) -> None:
@@ -1048,7 +1040,6 @@ def test_gradcheck(module: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.uncovered
 @each_mode
 def test_gradcheck_of_every_entry(mode: dict[str, str]) -> None:
     call = prime_call(embed_dim=4, num_heads=2, dim_feedforward=3, **mode)
@@ -1075,7 +1066,7 @@ def test_autocast_is_close(options: dict[str, Any], seed: int) -> None:
 
 @pytest.mark.parametrize("pooled_context", [False, True])
 def test_autocast_of_block_and_unit_is_close(pooled_context: bool) -> None:
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     call = strategies.BlockCall(
         embed_dim=48,
         num_layers=2,
@@ -1111,7 +1102,7 @@ def test_everything_moves(module: str, dtype: torch.dtype, data: st.DataObject) 
 
 def test_state_dict_keys_of_a_shared_fusion() -> None:
     fusion = GatedRecurrentFusion(
-        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, self_attention=True
+        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, form="residual", self_attention=True
     )
     assert {name: tuple(value.shape) for name, value in fusion.state_dict().items()} == {
         "block.context_layers.0.self_attn.v_proj.weight": (4, 4),
@@ -1161,6 +1152,35 @@ def test_state_dict_keys_of_a_shared_fusion() -> None:
         "projections.text.bias": (4,),
         "projections.audio.weight": (4, 5),
         "projections.audio.bias": (4,),
+    }
+
+
+def test_state_dict_keys_of_the_default() -> None:
+    fusion = GatedRecurrentFusion({"text": 3, "audio": 5}, embed_dim=4)
+    assert {name: tuple(value.shape) for name, value in fusion.state_dict().items()} == {
+        "initial_context": (4,),
+        "unit.linear.weight": (8, 8),
+        "unit.linear.bias": (8,),
+        "projections.text.weight": (4, 3),
+        "projections.text.bias": (4,),
+        "projections.audio.weight": (4, 5),
+        "projections.audio.bias": (4,),
+        "scales.text.rms": (),
+        "scales.audio.rms": (),
+        "summaries.text.hidden.0.weight": (4, 4),
+        "summaries.text.hidden.0.bias": (4,),
+        "summaries.text.output.weight": (4, 8),
+        "summaries.text.output.bias": (4,),
+        "summaries.text.norm.weight": (4,),
+        "summaries.text.norm.bias": (4,),
+        "summaries.audio.hidden.0.weight": (4, 4),
+        "summaries.audio.hidden.0.bias": (4,),
+        "summaries.audio.output.weight": (4, 8),
+        "summaries.audio.output.bias": (4,),
+        "summaries.audio.norm.weight": (4,),
+        "summaries.audio.norm.bias": (4,),
+        "norm.weight": (4,),
+        "norm.bias": (4,),
     }
 
 
@@ -1226,7 +1246,12 @@ def test_state_dict_keys_of_an_unshared_fusion() -> None:
 
 def test_state_dict_keys_that_options_add() -> None:
     fusion = GatedRecurrentFusion(
-        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, opening="learned", share_weights=False
+        {"text": 3, "audio": 5},
+        embed_dim=4,
+        num_heads=2,
+        form="residual",
+        opening="learned",
+        share_weights=False,
     )
     keys = list(fusion.state_dict())
     assert "initial_context" in keys

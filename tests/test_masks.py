@@ -9,7 +9,7 @@ from grf_fusion import mask_from_lengths
 from grf_fusion._inputs.masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
 
 NAN, INF = float("nan"), float("inf")
-CPU, META = torch.device("cpu"), torch.device("meta")
+HERE, META = torch.get_default_device(), torch.device("meta")
 MASK = torch.tensor([[True, False, True], [False, False, False]])
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -33,7 +33,7 @@ def test_a_mask_lies_where_its_lengths_lie() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, *INTEGERS])
 def test_masks_of_every_type_mean_the_same(dtype: torch.dtype) -> None:
-    mask = as_mask("Who", "what", MASK.to(dtype), CPU, batch=2, time=None)
+    mask = as_mask("Who", "what", MASK.to(dtype), HERE, batch=2, time=None)
     assert mask.dtype == torch.bool
     assert torch.equal(mask, MASK)
 
@@ -68,6 +68,7 @@ def test_the_mean_is_that_of_the_real_steps_and_0_of_none() -> None:
     assert masked_mean(given, mask).tolist() == [[2.5, 5.0], [0.0, 0.0], [5.0, 7.0]]
 
 
+@pytest.mark.cpu_only
 def test_a_full_mask_is_forgotten_and_no_other() -> None:
     full = torch.ones(2, 3, dtype=torch.bool)
     assert none_if_full(full) is None

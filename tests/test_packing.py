@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -69,7 +69,7 @@ def make_block(**options: Any) -> SymmetricCrossAttentionBlock:
 
 def gradients(module: nn.Module, outputs: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Any:
     """Gradients of a loss that weighs every entry differently, by name."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     loss = sum(
         (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
         for out in outputs
@@ -123,9 +123,10 @@ def test_packed_block_equals_padded(
     assert_close(packed_gradients, padded_gradients)
 
 
-@settings(max_examples=60)
+@strategies.examples(60)
 @given(strategies.fusion_calls())
 def test_packed_fusion_equals_padded(call: FusionCall) -> None:
+    assume(call.config.form != "summary")
     results = []
     for packing in (False, True):
         torch.manual_seed(call.seed)
@@ -160,7 +161,7 @@ def slow_groups(lengths: list[tuple[int, ...]]) -> list[list[int]]:
     return groups
 
 
-@settings(max_examples=60)
+@strategies.examples(60)
 @given(st.integers(1, 2).flatmap(lambda n: st.lists(st.tuples(*[st.integers(0, 60)] * n))))
 def test_groups_are_those_of_the_rule(lengths: list[tuple[int, ...]]) -> None:
     assert list(_layout._group(lengths)) == slow_groups(lengths)

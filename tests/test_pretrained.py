@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion import GatedRecurrentFusion, collate, mask_from_lengths
-from hosts import timm, transformers
+from hosts import load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMED = re.compile(
@@ -24,7 +24,6 @@ WAVES = (16_000, 9_000)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.uncovered,
     # Of the libraries themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -45,40 +44,44 @@ LARGE_SPEECH: dict[str, Any] = {
 
 def bert(layers: int | None) -> nn.Module:
     cut = {} if layers is None else {"num_hidden_layers": layers}
-    return transformers.BertModel(transformers.BertConfig(**cut))
+    return load("transformers").BertModel(load("transformers").BertConfig(**cut))
 
 
 def vit(layers: int | None) -> nn.Module:
     cut = {} if layers is None else {"num_hidden_layers": layers}
-    return transformers.ViTModel(transformers.ViTConfig(**cut), add_pooling_layer=False)
+    return load("transformers").ViTModel(
+        load("transformers").ViTConfig(**cut), add_pooling_layer=False
+    )
 
 
 def timm_vit(layers: int | None) -> nn.Module:
     cut = {} if layers is None else {"depth": layers}
-    return timm.create_model("vit_base_patch16_224", pretrained=False, **cut)
+    return load("timm").create_model("vit_base_patch16_224", pretrained=False, **cut)
 
 
 def timm_resnet(_layers: int | None) -> nn.Module:
-    return timm.create_model("resnet50", pretrained=False, features_only=True)
+    return load("timm").create_model("resnet50", pretrained=False, features_only=True)
 
 
 def resnet(_layers: int | None) -> nn.Module:
-    return transformers.ResNetModel(transformers.ResNetConfig())
+    return load("transformers").ResNetModel(load("transformers").ResNetConfig())
 
 
 def wav2vec_base(layers: int | None) -> nn.Module:
     cut = {} if layers is None else {"num_hidden_layers": layers}
-    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**cut))
+    return load("transformers").Wav2Vec2Model(load("transformers").Wav2Vec2Config(**cut))
 
 
 def wav2vec_large(layers: int | None) -> nn.Module:
     cut = {} if layers is None else {"num_hidden_layers": layers}
-    return transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**LARGE_SPEECH | cut))
+    return load("transformers").Wav2Vec2Model(
+        load("transformers").Wav2Vec2Config(**LARGE_SPEECH | cut)
+    )
 
 
 def hubert_large(layers: int | None) -> nn.Module:
     cut = {} if layers is None else {"num_hidden_layers": layers}
-    return transformers.HubertModel(transformers.HubertConfig(**LARGE_SPEECH | cut))
+    return load("transformers").HubertModel(load("transformers").HubertConfig(**LARGE_SPEECH | cut))
 
 
 def read_text(model: Any, device: str) -> tuple[Tensor, Tensor | None]:

@@ -11,12 +11,13 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Generator, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import settings
 
 import grf_fusion
 import grf_fusion.baselines
@@ -399,32 +400,91 @@ def test_installed_files_are_the_package_and_nothing_else() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("options", "outcomes"),
-    [([], {"passed": 4, "deselected": 4}), (["--sweep"], {"passed": 8})],
-    ids=["a third", "all"],
-)
-def test_every_third_sweep_runs(
-    pytester: pytest.Pytester, options: list[str], outcomes: dict[str, int]
+def test_the_gate_runs_everything_and_measures_it() -> None:
+    """What pytest leaves out by default, `.ci/run` does not."""
+    everything = 'python -m pytest --full -m ""'
+    script = (REPOSITORY / ".ci" / "run").read_text("utf-8")
+    runs = re.findall(r"^ *(python -m pytest .*)$", script, re.MULTILINE)
+    assert len(runs) == 2
+    assert all(run.startswith(f"{everything} ") for run in runs)
+    assert runs[-1].startswith(f"{everything} --cov ")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["tool"]
+    options = project["pytest"]["addopts"]
+    assert options[options.index("-m") + 1] == "not slow and not compile"
+    assert not [option for option in options if option.startswith("--cov")]
+    assert project["coverage"]["report"]["fail_under"] == 100
+
+
+@pytest.fixture
+def same_profile(pytestconfig: pytest.Config) -> Generator[None]:
+    """Load the profile of this run again: that of a run inside is the whole process's."""
+    yield
+    settings.load_profile("full" if pytestconfig.getoption("full") else "third")
+
+
+@pytest.mark.usefixtures("same_profile")
+@pytest.mark.parametrize(("options", "tried"), [([], [11, 34]), (["--full"], [30, 100])], ids=str)
+def test_a_third_of_the_examples_is_tried_unless_all_are_asked_for(
+    pytester: pytest.Pytester, options: list[str], tried: list[int]
 ) -> None:
+    pytester.makeconftest((REPOSITORY / "tests" / "conftest.py").read_text("utf-8"))
+    pytester.makepyfile(
+        f"""
+        from hypothesis import given, strategies as st
+        from strategies import examples
+
+        tried = [0, 0]
+
+        @examples(30)
+        @given(st.integers())
+        def test_some(number):
+            tried[0] += 1
+
+        @given(st.integers())
+        def test_usual(number):
+            tried[1] += 1
+
+        def test_counts():
+            assert tried == {tried}
+        """
+    )
+    found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    found.assert_outcomes(passed=3)
+
+
+@pytest.mark.usefixtures("same_profile")
+def test_coverage_stops_for_what_is_slow_compiles_or_reaches_no_further_line(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    stand_in = SimpleNamespace(
+        stop=lambda: calls.append("stop"), start=lambda: calls.append("start")
+    )
+    monkeypatch.setattr("coverage.Coverage.current", lambda: stand_in)
     pytester.makeconftest((REPOSITORY / "tests" / "conftest.py").read_text("utf-8"))
     pytester.makepyfile(
         """
         import pytest
 
-        @pytest.mark.sweep
-        @pytest.mark.parametrize("case", range(7))
-        def test_sweep(case):
+        @pytest.mark.slow
+        def test_slow():
+            raise ValueError
+
+        @pytest.mark.compile
+        def test_compiles():
             pass
 
-        def test_else():
+        def test_quick():
             pass
-        """
+        """,
+        test_fuzz="def test_wrong_call(): pass",
     )
-    found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
-    found.assert_outcomes(**outcomes)
+    found = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    found.assert_outcomes(passed=3, failed=1)
+    assert calls == ["stop", "start"] * 3
 
 
+@pytest.mark.usefixtures("same_profile")
 @pytest.mark.parametrize(
     ("folder", "outcomes"),
     [("there", {"passed": 1, "failed": 1, "skipped": 1}), ("missing", {"skipped": 3})],

@@ -78,7 +78,9 @@ class Toy(nn.Module):
                 mean = mean + self.offset
             case "detaches a factor":
                 mean = mean.detach() * mean
-            case "is coarse under autocast" if torch.is_autocast_enabled("cpu"):
+            case "is coarse under autocast" if torch.is_autocast_enabled(
+                torch.get_default_device().type
+            ):
                 mean = mean * 1.5
         return mean
 
@@ -314,7 +316,7 @@ class Faulty(GatedRecurrentFusion):
 
 def fusion_call(**options: Any) -> strategies.FusionCall:
     """Two samples of three lack a modality each, and a mask or two."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(7)
     widths, times = {"text": 13, "image": 11, "audio": 17}, (5, 2, 7)
     return strategies.FusionCall(
         config=strategies.FusionConfig(

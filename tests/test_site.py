@@ -7,10 +7,12 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 
 import grf_fusion
 import grf_fusion.baselines
@@ -21,6 +23,8 @@ import grf_fusion.parallel
 import grf_fusion.viz
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
+
+import mkdocs_hooks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LINKS = ("href", "src", "srcset", "poster", "data")
@@ -94,15 +98,23 @@ def fetched_from_elsewhere(site: Path) -> list[str]:
     ]
 
 
-def found_by_search(index: dict[str, Any], word: str) -> set[str]:
-    """Return the pages in whose text a word stands, cut into words as the search cuts it."""
+def found_by_search(index: dict[str, Any], query: str) -> list[str]:
+    """Return the pages that hold all words of a query, cut into words as the search cuts them.
+
+    First come the pages with the largest boost, among these the ones with a word in a title.
+    """
     separator = re.compile(index["config"]["separator"])
-    found: set[str] = set()
+    found: dict[str, tuple[float, bool]] = {}
     for entry in index["docs"]:
         text = re.sub(r"<[^>]*>", " ", f"{entry['title']} {entry['text']}")
-        if word in separator.split(text.lower()):
-            found.add(entry["location"].partition("#")[0])
-    return found
+        words = query.split()
+        if not set(words) <= set(separator.split(text.lower())):
+            continue
+        page = entry["location"].partition("#")[0]
+        titled = not set(words).isdisjoint(separator.split(entry["title"].lower()))
+        rank = (entry.get("boost", 1), titled)
+        found[page] = max(found.get(page, rank), rank)
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +147,28 @@ def test_nothing_comes_from_the_network(site: Path) -> None:
     [
         ("attention_mask", "how-to/masks.html"),
         ("missing", "how-to/missing.html"),
+        ("padding", "how-to/masks.html"),
         ("onnx", "how-to/deploy.html"),
+        ("which fusion", "which-fusion.html"),
+        ("late fusion", "which-fusion.html"),
+        ("dataloader", "faq.html"),
+        ("trainer", "faq.html"),
+        ("lightning", "faq.html"),
+        ("video", "faq.html"),
+        ("faq", "faq.html"),
     ],
 )
 def test_search_finds(site: Path, word: str, page: str) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
     assert page in found_by_search(index, word)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["missing", "padding", "padded", "mask"])
+def test_search_shows_a_how_to_before_the_reference(site: Path, word: str) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text("utf-8"))
+    folders = [page.partition("/")[0] for page in found_by_search(index, word)]
+    assert folders.index("how-to") < folders.index("reference")
 
 
 @pytest.mark.slow
@@ -162,6 +190,97 @@ def test_every_public_name_has_its_place(site: Path, package: object) -> None:
     anchors = set().union(*(read(text).anchors for text in pages))
     name = package.__name__
     assert {f"{name}.{public}" for public in package.__all__} <= anchors
+
+
+def navigation(entries: list[Any]) -> dict[str, str]:
+    """Return the title by page of a mkdocs navigation; sections that are pages have none."""
+    titles: dict[str, str] = {}
+    for entry in entries:
+        if isinstance(entry, str):
+            continue
+        ((title, target),) = entry.items()
+        titles |= {target: title} if isinstance(target, str) else navigation(target)
+    return titles
+
+
+def test_navigation_and_headings_agree() -> None:
+    text = re.sub(r"^hooks:.*$", "", (REPOSITORY / "mkdocs.yml").read_text("utf-8"), flags=re.M)
+    titles = navigation(yaml.safe_load(text)["nav"])
+    assert len(titles) > 30
+    for page, title in titles.items():
+        heading = re.search(r"^# (.*)$", (REPOSITORY / "docs" / page).read_text("utf-8"), re.M)
+        # The reference's headings are names in code; the home page's is that of the project.
+        if heading is not None and page != "index.md" and not page.startswith("reference/"):
+            assert heading[1] == title, page
+
+
+def test_which_fusion_is_second() -> None:
+    nav = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text("utf-8"))["nav"]
+    assert list(nav[1]) == ["Which fusion?"]
+
+
+def test_our_names_are_found() -> None:
+    assert mkdocs_hooks.NAMES["MulT"] == "grf_fusion.baselines.MulT"
+    assert mkdocs_hooks.NAMES["ShapeError"] == "grf_fusion.ShapeError"
+    packages = [
+        grf_fusion,
+        grf_fusion.baselines,
+        grf_fusion.checkpoints,
+        grf_fusion.diagnostics,
+        grf_fusion.env,
+        grf_fusion.parallel,
+        grf_fusion.viz,
+    ]
+    public = [f"{package.__name__}.{name}" for package in packages for name in package.__all__]
+    assert set(public) <= set(mkdocs_hooks.NAMES.values())
+    assert "FusionState" in mkdocs_hooks.NAMES
+    assert not any("._" in name for name in mkdocs_hooks.NAMES.values())
+
+
+@pytest.mark.slow
+def test_our_names_are_links_in_the_reference(site: Path) -> None:
+    text = (site / "reference" / "modality-dropout.html").read_text("utf-8")
+    target = "gated-recurrent-fusion.html#grf_fusion.GatedRecurrentFusion"
+    for place in ("", ".presence"):
+        assert re.search(rf'<a [^>]*href="{target}{place}"[^>]*><code>', text)
+    for path in (site / "reference").rglob("*.html"):
+        assert "<autoref" not in path.read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_the_search_has_a_name(site: Path) -> None:
+    """The hook still finds what the theme writes."""
+    for path in site.rglob("*.html"):
+        # Built without hooks.
+        if path.name == "404.html":
+            continue
+        assert ' aria-label="Search" role="dialog"' in path.read_text("utf-8"), path
+
+
+@pytest.mark.slow
+def test_formulas_are_mathml(site: Path) -> None:
+    text = (site / "mathematics.html").read_text("utf-8")
+    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') >= 5
+    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">') >= 10
+    assert "```math" not in text
+    assert "$<code>" not in text
+
+
+def test_the_hooks_of_the_site() -> None:
+    page = mkdocs_hooks.on_page_markdown("A $`x_k`$, 1.0 ± 0.2.\n\n```math\nx\n```\n")
+    inline, block = re.findall(r"<math.*?</math>", page)
+    assert "<msub>" in inline
+    assert 'display="block"' in block
+    assert "1.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.2" in page
+    assert mkdocs_hooks.on_page_markdown("`$x$` and\n```text\n$`\n```\n") == (
+        "`$x$` and\n```text\n$`\n```\n"
+    )
+    search = '<div class="md-search" data-md-component="search" role="dialog">'
+    assert ' aria-label="Search" ' in mkdocs_hooks.on_post_page(search)
+    html = "<code>test_a_b</code> <code>a_b</code>"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guarantees.md"))
+    broken = mkdocs_hooks.on_page_content(html, page)
+    assert broken == "<code>test_<wbr>a_<wbr>b</code> <code>a_b</code>"
 
 
 @pytest.mark.slow
@@ -205,6 +324,16 @@ def test_search_is_by_words() -> None:
             {"location": "c.html", "title": "Four", "text": ""},
         ],
     }
-    assert found_by_search(index, "two_three") == {"a.html"}
-    assert found_by_search(index, "four") == {"c.html"}
-    assert found_by_search(index, "two") == set()
+    assert found_by_search(index, "two_three") == ["a.html"]
+    assert found_by_search(index, "four") == ["c.html"]
+    assert found_by_search(index, "two") == found_by_search(index, "one four") == []
+
+
+def test_search_ranks_by_boost_and_title() -> None:
+    docs = [
+        {"location": "plain.html", "title": "A", "text": "word"},
+        {"location": "boosted.html", "title": "A", "text": "word", "boost": 2},
+        {"location": "titled.html", "title": "Word", "text": ""},
+    ]
+    index = {"config": {"separator": " "}, "docs": docs}
+    assert found_by_search(index, "word") == ["boosted.html", "titled.html", "plain.html"]

@@ -48,7 +48,7 @@ each_mode = pytest.mark.parametrize("mode", MODES, ids=label)
 
 
 def random(*shape: int, seed: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
@@ -125,6 +125,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "sequence": lambda: fusion_case(fusion_call(context="sequence")),
     "unshared": lambda: fusion_case(fusion_call(share_weights=False)),
     "concatenation": lambda: baseline_case("concat"),
+    "pooled concatenation": lambda: baseline_case("pooled", stage="pooled"),
     "early": lambda: baseline_case("early", stage="early", num_heads=3),
     "sigmoid": lambda: baseline_case("weighted sum"),
     "softmax": lambda: baseline_case("weighted sum", weights="softmax"),
@@ -330,7 +331,7 @@ def test_trap_15_placeholder_of_nan_does_not_poison_gradients(
     assert not case.gradients()["gradient of image"].any()
 
 
-@pytest.mark.uncovered
+@pytest.mark.compile
 def test_trap_16_one_graph_serves_all_subsets() -> None:
     """Only a tracer, no code generation: what counts is how many graphs there are."""
     graphs: list[torch.fx.GraphModule] = []
@@ -438,7 +439,12 @@ def test_trap_20_every_pattern_of_a_mask_counts_as_it_should(mode: dict[str, str
 def test_trap_20_any_length_and_any_width(width: int) -> None:
     """Past the authors' table of 5,000 rows, and at odd widths."""
     fusion = GatedRecurrentFusion(
-        {"text": 3}, embed_dim=width, num_heads=1, opening="first", dtype=torch.float64
+        {"text": 3},
+        embed_dim=width,
+        num_heads=1,
+        form="residual",
+        opening="first",
+        dtype=torch.float64,
     )
     nn.init.zeros_(fusion.projections["text"].weight)
     nn.init.zeros_(fusion.projections["text"].bias)
@@ -463,7 +469,7 @@ def test_trap_20_gates_on_request(mode: dict[str, str]) -> None:
     assert gate.shape == (3, 5)
 
 
-@pytest.mark.uncovered
+@pytest.mark.compile
 @pytest.mark.parametrize(
     ("mode", "strict"), [(MODES[0], True), *((mode, False) for mode in MODES)], ids=label
 )

@@ -47,13 +47,15 @@ def figures() -> Iterator[None]:
 
 
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
-    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, num_heads=HEADS, **options)
+    fusion = GatedRecurrentFusion(
+        WIDTHS, **{"embed_dim": DIM, "num_heads": HEADS, "form": "residual"} | options
+    )
     randomise(fusion, 3)
     return fusion.eval()
 
 
 def make_features() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     return {
         name: torch.randn(BATCH, 2 + k, width, generator=generator)
         for k, (name, width) in enumerate(WIDTHS.items())
@@ -279,7 +281,9 @@ class TestCurves:
 
 
 class TestAttention:
-    WEIGHTS = torch.rand(2, 3, 4, 5, 7, generator=torch.Generator().manual_seed(0))
+    WEIGHTS = torch.rand(
+        2, 3, 4, 5, 7, generator=torch.Generator(torch.get_default_device()).manual_seed(0)
+    )
 
     @pytest.mark.parametrize(
         ("weights", "head", "rows", "ylabel", "title"),

@@ -1,4 +1,4 @@
-"""What a report of a problem has to say of where it happened: ``python -m grf_fusion.env``."""
+"""Versions and device for bug reports: ``python -m grf_fusion.env``."""
 
 import platform
 import sys
@@ -10,13 +10,13 @@ __all__ = ["environment"]
 
 
 def environment() -> dict[str, str]:
-    """Return the versions and the device that decide what a layer does here.
+    """Return the versions and the device on which results depend.
 
-    Nothing of it tells who or where the user is.
+    Nothing in it identifies the user.
 
     Returns:
-        For each of ``grf-fusion``, ``torch``, ``einops``, ``typing-extensions``, ``python``,
-        ``system`` and ``device`` what is there.
+        The values of ``grf-fusion``, ``torch``, ``einops``, ``typing-extensions``, ``python``,
+        ``system`` and ``device``.
 
     Examples:
         >>> list(environment())[:2]
@@ -42,7 +42,7 @@ def _installed(package: str) -> str:
 
 
 def _device() -> str:
-    """Name what PyTorch computes on here."""
+    """Return the name of the device that PyTorch uses."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))

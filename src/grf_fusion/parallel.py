@@ -1,4 +1,4 @@
-"""Plans for PyTorch's own parallelism."""
+"""Plans for the tensor parallelism of PyTorch."""
 
 from collections.abc import Iterator
 from typing import cast
@@ -19,19 +19,19 @@ OWNER = "tensor_parallel_plan"
 def tensor_parallel_plan(module: nn.Module) -> dict[str, ParallelStyle]:
     """Return a plan for `torch.distributed.tensor.parallel.parallelize_module`.
 
-    Heads and hidden features of the feed-forward layers are divided among the processes, so that
-    each layer needs two sums over them; everything else, norms, gates and projections of
-    the features, is the same on all.
+    Attention heads and hidden features of the feed-forward layers are divided among the processes,
+    so each layer needs two all-reduces. Everything else (norms, gates, projections of the features)
+    is replicated.
 
     Args:
-        module: Anything that holds our blocks: `GatedRecurrentFusion`, `FusionAdapter`,
-            `SymmetricCrossAttentionBlock`, or a model with some of them.
+        module: A `GatedRecurrentFusion`, a `FusionAdapter`, a `SymmetricCrossAttentionBlock`, or a
+            model that contains some of them.
 
     Returns:
         A style for each linear layer that is divided, by its name in ``module``.
 
     Raises:
-        ValueError: If the module holds no block of ours.
+        ValueError: If the module contains no `SymmetricCrossAttentionBlock`.
 
     Examples:
         >>> from grf_fusion import SymmetricCrossAttentionBlock

@@ -11,31 +11,32 @@ from typing_extensions import override
 
 from grf_fusion._adapters.adapter import FusionAdapter
 from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._checks.tracing import forward_hooks
 from grf_fusion._inputs.call import check_mapping, check_present
 
 OWNER = "AdaptedModel"
 
 
 class AdaptedModel(nn.Module):
-    r"""Run adapters behind some layers of a pretrained model, and leave the model as it is.
+    r"""Run adapters behind layers of a pretrained model, without changing the model itself.
 
-    The output of each named layer goes through its adapter before the next layer reads it; of a
-    tuple that is the first entry. The host's modules, parameters and the keys of its ``state_dict``
-    stay the same, so its checkpoints load as ever, before and after; the adapters' forward hooks
-    are all that is added, and `remove` takes them off.
+    The output of each named layer passes through its adapter before the next layer. If the output
+    is a tuple, its first entry does. The modules, parameters and ``state_dict`` keys of the host
+    stay the same, so its checkpoints load as before. Only forward hooks are added, and `remove`
+    removes them.
 
-    The host's layers can only be called through this module, which knows the features: a call
-    around it raises. That includes a host that recomputes its own layers in the backward pass
-    (``gradient_checkpointing_enable()``); give the adapters ``checkpoint=True`` instead, or
-    checkpoint the call of this module as a whole.
+    The adapted layers must be called through this module, which passes the features to the
+    adapters; any other call raises. This includes a host that recomputes its own layers in the
+    backward pass (``gradient_checkpointing_enable()``). Use ``checkpoint=True`` of the adapters
+    instead, or checkpoint the call of this module as a whole.
 
     Args:
         host: The pretrained model.
-        adapters: By the name of a layer, as in ``host.named_modules()``, the adapter behind it.
+        adapters: Adapters by the name of the layer they follow, as in ``host.named_modules()``.
 
     Raises:
-        ValueError: If there is no adapter, one is something else than a `FusionAdapter`, the host
-            has no layer of that name or has adapters already, or two adapters declare a modality in
+        ValueError: If there is no adapter, if one is not a `FusionAdapter`, if the host has no
+            layer of that name or already has adapters, or if two adapters declare a modality with
             different widths.
 
     Examples:
@@ -82,16 +83,16 @@ class AdaptedModel(nn.Module):
 
         Args:
             *args: The host's positional arguments.
-            features: Features by modality; each adapter reads those that it declares.
+            features: Features of each modality; each adapter uses those that it declares.
             hidden_mask: Real steps of the hidden states, usually the ``attention_mask`` that the
-                host is given too; ``None`` for all.
-            masks: Real steps by modality.
-            present: Which sample has which modality, columns in the order of ``modalities``: as the
-                adapters declare them, the first one first.
+                host receives; ``None`` if all steps are real.
+            masks: Real steps of each modality.
+            present: Which samples have which modality, columns in the order of ``modalities``,
+                which is the order of declaration, beginning with the first adapter.
             **kwargs: The host's keyword arguments.
 
         Returns:
-            What the host returns.
+            The output of the host.
 
         Shape:
             - features: ``(batch, time_k, d_k)`` each
@@ -100,7 +101,7 @@ class AdaptedModel(nn.Module):
             - present: ``(batch, modalities)``
 
         Raises:
-            ShapeError: If something does not fit an adapter, or a layer returns no tensor.
+            ShapeError: If an argument does not fit an adapter, or a layer returns no tensor.
         """
         given = check_mapping(OWNER, "features", features, self.modalities)
         real = check_mapping(OWNER, "masks", {} if masks is None else masks, self.modalities)
@@ -111,10 +112,10 @@ class AdaptedModel(nn.Module):
             self._call.end()
 
     def remove(self) -> nn.Module:
-        """Take the adapters off.
+        """Remove the adapters.
 
         Returns:
-            The host, as it was before.
+            The host as it was before.
         """
         for handle in self._handles:
             handle.remove()
@@ -228,8 +229,7 @@ def _check_adapters(host: object, adapters: object) -> dict[str, int]:
         )
     known = dict(cast("Iterator[tuple[str, nn.Module]]", host.named_modules()))
     for name, layer in known.items():
-        hooks = cast("Mapping[int, object]", layer._forward_hooks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
-        if any(isinstance(hook, _Hook) for hook in hooks.values()):
+        if any(isinstance(hook, _Hook) for hook in forward_hooks(layer)):
             raise ValueError(
                 f"{OWNER}: expected `host` without adapters, got some behind its layer {name!r}. "
                 "Give all adapters to one AdaptedModel, or take the first ones off with `remove()`."

@@ -1,4 +1,4 @@
-"""A fusion step inside somebody else's layers, which at first changes nothing."""
+"""A fusion step between the layers of another model; before training it changes nothing."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -28,43 +28,44 @@ OWNER = "FusionAdapter"
 class FusionAdapter(nn.Module):
     r"""Enrich the hidden states of a pretrained model with other modalities.
 
-    With the hidden states ``h`` and modality ``k`` a sequence ``x_k``, one after the other:
+    Each modality ``k`` is a sequence ``x_k``. The modalities are fused into the hidden states
+    ``h`` one at a time:
 
         p_k      = x_k W_k + b_k + PE                       projections
         (s', m') = SCA(LN(h), p_k)                          SymmetricCrossAttentionBlock
         h        = GFU(h, s' + Pool(m'))                    GatedFusionUnit, identity_init
 
-    Pool is the mean over real steps, PE the sinusoidal position encoding. Source: GRF, arXiv
-    2507.02985, with the hidden states in the place of the context.
+    Pool is the mean over real time steps, PE the sinusoidal position encoding. Source: GRF, arXiv
+    2507.02985, with the hidden states as the context.
 
-    The gate is closed at the start: the result is ``hidden`` bit for bit, in training too, until
-    the first step of an optimiser has opened it. That first step moves ``unit.gate_scale`` alone;
-    from the second one on every parameter has a gradient. The hidden states of a sample
-    that lacks a modality stay as they are bit for bit, and so do padded steps, whatever they hold.
+    The gate starts closed: until the first optimiser step the result is exactly ``hidden``, also in
+    training mode. The first optimiser step changes only ``unit.gate_scale``; after it every
+    parameter has a gradient. A missing modality leaves the hidden states of its sample unchanged.
+    Padded hidden states are never changed.
 
     Differences from the paper: the gate keeps ``h`` itself instead of the enriched context, and the
     update is the sum of both enriched sequences, so that a closed gate is the identity.
 
     Args:
-        modalities: Name and feature width of each modality, in the order of fusion; a mapping or
-            pairs.
+        modalities: Name and width of each modality, in the order of fusion: a mapping or a
+            sequence of pairs.
         embed_dim: Width of the hidden states.
-        num_heads: Attention heads; divides ``embed_dim``.
+        num_heads: Number of attention heads; must divide ``embed_dim``.
         num_layers: Layers of each stack of the block.
-        dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
+        dim_feedforward: Hidden width of the feed-forward layers; ``None`` for ``4 * embed_dim``.
         dropout: Dropout probability in training: after PE is added, and in the block.
         activation: ``"gelu"`` or ``"relu"``, in the block.
-        norm_first: Pre-norm instead of post-norm layers in the block.
-        self_attention: Whether the block's layers have self-attention; see
+        norm_first: Use pre-norm instead of post-norm in the block.
+        self_attention: Whether the layers of the block have self-attention; see
             `SymmetricCrossAttentionBlock`.
-        symmetric: Whether the modality is enriched too.
-        packing: Whether the block computes real steps only, see `SymmetricCrossAttentionBlock`.
-        checkpoint: Whether the block computes its layers again for the gradient, likewise.
-        device: Where to make the parameters.
+        symmetric: Whether the modality attends to the hidden states too.
+        packing: Whether the block skips padded steps; see `SymmetricCrossAttentionBlock`.
+        checkpoint: Whether the block recomputes activations in the backward pass to save memory.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If a name, size, probability or option is unusable.
+        ValueError: If a name, size, probability or option is invalid.
 
     Examples:
         >>> adapter = FusionAdapter({"image": 6}, embed_dim=8, num_heads=2)
@@ -140,11 +141,12 @@ class FusionAdapter(nn.Module):
 
         Args:
             hidden: Hidden states.
-            features: Features by modality, as in `GatedRecurrentFusion.forward`; it may be empty.
-            mask: Real steps of ``hidden``, bool or integer 0/1, ``True`` = real, as a tokenizer's
-                ``attention_mask``; ``None`` for all.
-            masks: Real steps by modality, likewise.
-            present: Which sample has which modality, columns in declared order; ``None`` for all.
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`; may be empty.
+            mask: Real steps of ``hidden``, bool or integer 0/1, ``True`` = real, such as a
+                tokenizer's ``attention_mask``; ``None`` if all steps are real.
+            masks: Real steps of each modality, in the same convention.
+            present: Which samples have which modality, columns in declared order; ``None`` if all
+                samples have all modalities.
 
         Returns:
             The enriched hidden states.
@@ -158,7 +160,7 @@ class FusionAdapter(nn.Module):
             - output: the shape of ``hidden``
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit.
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         mask = self._check(hidden, mask)
         arrivals, batch = check_call(

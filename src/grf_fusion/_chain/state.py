@@ -1,4 +1,4 @@
-"""What a chain carries from step to step, and what it can tell about the way."""
+"""The state of a fusion between steps, and the trace of a forward pass."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,16 @@ from grf_fusion._inputs.masks import as_mask
 
 
 class FusionState(NamedTuple):
-    """What a `GatedRecurrentFusion` knows after some modalities.
+    """The state of a `GatedRecurrentFusion` after some modalities.
 
-    Only tensors: it can be saved, sliced along ``batch``, exported and cached, and
+    It holds only tensors, so it can be saved, sliced along ``batch``, exported and cached.
     ``FusionState(*(part.to(device) for part in state))`` moves it.
 
     Attributes:
         context: ``(batch, dim)``, or ``(batch, time, dim)`` while the context is a sequence.
         mask: ``(batch, 1)``, or ``(batch, time)`` while the context is a sequence: real steps of
-            the context. All False where a sample has had no modality to open with.
-        present: ``(batch, modalities)``, columns in declared order: what was let in so far.
+            the context. All False for a sample without any modality so far.
+        present: ``(batch, modalities)``, columns in declared order: modalities fused so far.
     """
 
     context: Tensor
@@ -34,19 +34,19 @@ class FusionState(NamedTuple):
 
 
 class FusionTrace(NamedTuple):
-    """The way of a forward pass. All columns are in the order of fusion.
+    """Intermediate values of a forward pass. All columns are in the order of fusion.
 
     Attributes:
         contexts: ``(batch, modalities, dim)``: the context after each modality, averaged over its
             real steps while it is a sequence.
-        gates: ``(batch, modalities - 1, dim)`` for ``order[1:]``, with the learnt opening
-            ``(batch, modalities, dim)``: the update gate, averaged likewise. 0 where none was
-            applied: the sample lacks the modality, or opens with it.
-        present: ``(batch, modalities)``: which modality each sample has.
+        gates: ``(batch, modalities - 1, dim)`` for ``order[1:]``, with a learned opening
+            ``(batch, modalities, dim)``: the gate, averaged in the same way. 0 if no gate was
+            applied, because the sample lacks the modality or opens with it.
+        present: ``(batch, modalities)``: which samples have which modality.
         order: Names of the modalities in the order of fusion.
         time_gates: ``(batch, modalities - 1, time, dim)`` with ``context="sequence"`` and at least
             two modalities, ``None`` otherwise: the gates before they were averaged.
-        time_mask: ``(batch, time)``, or ``None`` likewise: what they were averaged over.
+        time_mask: ``(batch, time)``: the real steps over which they were averaged, or ``None``.
     """
 
     contexts: Tensor
@@ -71,7 +71,7 @@ def check_state(
     """Check a state that the caller kept.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         state: The value.
         context: Context mode of the module.
         dim: Width of the context.

@@ -14,8 +14,8 @@ from torch import Tensor
 class ShapeError(ValueError):
     """An argument of a call does not fit the module: its shape, dtype, device, mask or name.
 
-    Raised before anything is computed. The message says who refuses, which argument, what was
-    expected, what came, and what to do instead where there is one thing to do.
+    It is raised before anything is computed. The message names the class, the argument, the
+    expected value and the value it got and, where possible, the fix.
     """
 
 
@@ -58,7 +58,7 @@ def expect_shape(
     """Refuse a tensor whose axes differ from the named sizes.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         argument: Argument as the caller wrote it.
         tensor: The value.
         axes: Name and size of each axis in order; ``None`` for any size.
@@ -145,7 +145,7 @@ def expect_heads(owner: str, argument: str, dim: int, num_heads: object) -> None
     """Refuse a number of heads that does not divide the width ``argument``.
 
     Raises:
-        ValueError: If it does not, or is no positive integer.
+        ValueError: If it does not, or is not a positive integer.
     """
     expect_size(owner, "num_heads", num_heads)
     if dim % cast(int, num_heads) != 0:

@@ -24,7 +24,7 @@ def check_modality(
     """Refuse a modality that cannot be declared.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         name: Its name.
         dim: Its width.
         name_argument: The name as the caller wrote it.

@@ -93,7 +93,7 @@ def check_features(
     """Check one modality's features and mask.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         argument: Features as the caller wrote them.
         features: The value.
         mask_argument: Mask as the caller wrote it.
@@ -144,7 +144,7 @@ def check_call(
     """Check all arguments of a forward pass.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         features: Features by name.
         masks: Masks by name, or ``None``.
         present: ``(batch, modalities)`` bool, or ``None``.
@@ -203,7 +203,7 @@ def tell_presence(
     """Check the same arguments as `check_call`, and tell who has what.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         features: Features by name.
         masks: Masks by name, or ``None``.
         present: ``(batch, modalities)`` bool, or ``None``.

@@ -1,20 +1,31 @@
-"""The mask convention, ``True`` = a real step, and what follows from it."""
+"""Masks: ``True`` marks a real step."""
+
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from grf_fusion._checks.arguments import ShapeError, expect_same_device, expect_shape, expect_tensor
-from grf_fusion._checks.tracing import is_batched, is_transformed
+from grf_fusion._checks.tracing import can_read, is_transformed
+from grf_fusion._inputs.lengths import Known, note_lengths
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
-    """Turn the number of real steps of each sample into a mask, ``True`` = real.
+def mask_from_lengths(
+    lengths: Tensor, max_length: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Convert lengths to a mask, ``True`` = real.
+
+    With ``lengths`` on the CPU and ``device="cuda"`` nothing waits for the GPU, and real steps can
+    be computed without padding there (``packing`` of `SymmetricCrossAttentionBlock`): the host
+    knows how many there are for as long as the mask is used as returned. A changed mask, a copy
+    and a slice are masks like any other.
 
     Args:
-        lengths: Number of real steps, integers from 0 to ``max_length``.
-        max_length: Number of steps of the padded sequence.
+        lengths: Number of real steps of each sample, integers from 0 to ``max_length``.
+        max_length: Length of the padded sequence.
+        device: Device of the mask; ``None`` for the device of the lengths.
 
     Returns:
         ``mask[b, t] = t < lengths[b]``, bool.
@@ -25,8 +36,8 @@ def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
 
     Raises:
         ShapeError: If ``lengths`` is not a one-dimensional integer tensor, ``max_length`` is not a
-            positive integer, or a length lies outside 0 to ``max_length`` (values are not checked
-            under ``torch.compile`` and ``torch.export``).
+            positive integer, or a length is not in 0 to ``max_length`` (values are not checked
+            under ``torch.compile`` and ``torch.export``; checking lengths on a GPU synchronises).
 
     Examples:
         >>> mask_from_lengths(torch.tensor([1, 3]), 3)
@@ -45,12 +56,26 @@ def mask_from_lengths(lengths: Tensor, max_length: int) -> Tensor:
         )
     if max_length < 1:
         raise ShapeError(f"{owner}: expected `max_length` to be at least 1, got {max_length}.")
-    if can_read(lengths) and bool(((lengths < 0) | (lengths > max_length)).any()):
+    place = lengths.device if device is None else torch.device(device)
+    if not can_read(lengths):
+        return _before(lengths.to(place), max_length)
+    host = tuple(cast("list[int]", lengths.tolist()))  # pyright: ignore[reportUnknownMemberType]
+    if host and not 0 <= min(host) <= max(host) <= max_length:
         raise ShapeError(
             f"{owner}: expected `lengths` between 0 and max_length={max_length}, "
-            f"got {int(lengths.min())} to {int(lengths.max())}."
+            f"got {min(host)} to {max(host)}."
         )
-    return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(-1)
+    # Changes of inference tensors are not counted, and no one could tell whether this is as noted.
+    with torch.inference_mode(mode=False):
+        # From memory of our own, which nobody changes before it is copied, and pinned: a copy from
+        # other memory waits for the device.
+        pinned = torch.tensor(
+            host, dtype=torch.int64, device="cpu", pin_memory=place.type == "cuda"
+        )
+        there = pinned.to(place, non_blocking=True)
+        mask = _before(there, max_length)
+    note_lengths(mask, Known(host, there, exact=True))
+    return mask
 
 
 def as_mask(
@@ -59,7 +84,7 @@ def as_mask(
     """Check a mask and return it as bool, ``True`` = real.
 
     Args:
-        owner: Class that refuses.
+        owner: Name of the class, for the message.
         argument: Argument as the caller wrote it.
         value: The mask.
         device: Where it must lie.
@@ -93,7 +118,7 @@ def as_mask(
 
 
 def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Put 0 where ``mask`` is False; NaN and Inf vanish there, and so do their gradients.
+    """Replace entries where ``mask`` is False by 0; their gradients are 0 too.
 
     Shape:
         - values: ``(batch, time, dim)``
@@ -103,7 +128,7 @@ def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the real steps; 0 where a sample has none.
+    """Mean over the real steps; 0 if a sample has none.
 
     Shape:
         - values: ``(batch, time, dim)``
@@ -118,8 +143,22 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return mean if mean.dtype == values.dtype else mean.to(values.dtype)
 
 
+def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Maximum over the real steps; 0 where a sample has none.
+
+    Shape:
+        - values: ``(batch, time, dim)``
+        - mask: ``(batch, time)`` or ``None`` for all real
+        - output: ``(batch, dim)``
+    """
+    if mask is None:
+        return values.amax(dim=1)
+    largest = values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+    return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
+
+
 def none_if_full(mask: Tensor | None) -> Tensor | None:
-    """Forget a mask that hides nothing, where looking costs nothing: on the CPU, not in a trace."""
+    """Return None for a mask without padding, if reading it is free: on the CPU, not traced."""
     if mask is None or not can_read(mask) or mask.device.type != "cpu":
         return mask
     if type(mask) is not Tensor or is_transformed() or not bool(mask.all()):
@@ -128,19 +167,17 @@ def none_if_full(mask: Tensor | None) -> Tensor | None:
 
 
 def unmask_empty(mask: Tensor) -> Tensor:
-    """Declare every step real in the rows that have no real step.
+    """Mark every step as real in rows without a real step.
 
-    For rows whose result is thrown away: a softmax over nothing is NaN, and its gradient would
-    reach every parameter even through a result that nobody reads.
+    The results of these rows are discarded. A softmax over no step would be NaN, and its gradient
+    would reach every parameter even through a discarded result.
     """
     return mask | ~mask.any(dim=-1, keepdim=True)
 
 
+def _before(lengths: Tensor, max_length: int) -> Tensor:
+    return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(-1)
+
+
 def _is_integer(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def can_read(tensor: Tensor) -> bool:
-    """Whether values can steer Python: not while tracing, on the meta device or under vmap."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return not (tracing or tensor.is_meta or is_batched(tensor))

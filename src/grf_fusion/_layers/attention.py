@@ -1,7 +1,7 @@
-"""Multi-head attention with the library's mask convention, for many keys and for one.
+"""Multi-head attention where ``True`` marks a real step, for many keys and for one.
 
-No einops in what may be compiled: einops keeps a table of the types that it has seen, the table
-becomes a guard of the graph, and a first einops call on, say, a NumPy array would compile it anew.
+Code that may be compiled does not use einops. einops keeps a table of the types that it has seen;
+the table becomes a guard of the graph, and a later einops call on a new type would recompile it.
 """
 
 from typing import NamedTuple, cast
@@ -20,15 +20,15 @@ from grf_fusion._inputs.masks import unmask_empty
 class AttentionWeights(NamedTuple):
     """Attention weights of a `SymmetricCrossAttentionBlock`, before dropout.
 
-    Each is ``(batch, layers, heads, queries, keys)``, or ``None`` where the block has no such
-    attention. The weights of a query sum to 1; they are 0 where no key is real and where the query
-    itself is padding.
+    Each has the shape ``(batch, layers, heads, queries, keys)``, or is ``None`` if the block has no
+    such attention. The weights of a query sum to 1. They are 0 if no key is real or if the query
+    itself is padded.
 
     Attributes:
-        context_self: Context steps reading context steps.
-        context_cross: Context steps reading modality steps.
-        modality_self: Modality steps reading modality steps.
-        modality_cross: Modality steps reading context steps.
+        context_self: From context steps to context steps.
+        context_cross: From context steps to modality steps.
+        modality_self: From modality steps to modality steps.
+        modality_cross: From modality steps to context steps.
     """
 
     context_self: Tensor | None
@@ -40,14 +40,14 @@ class AttentionWeights(NamedTuple):
 class OneKeyAttention(nn.Module):
     """Attention over a memory that always has one step.
 
-    Softmax over one key is 1 whatever the query, so there are no query and key projections: every
-    query reads the same, which is computed once a sample.
+    A softmax over one key is always 1, so there are no query and key projections. Every query gets
+    the same result, which is computed once per sample.
 
     Args:
         embed_dim: Width of queries and memory.
-        num_heads: Number of heads; divides ``embed_dim``.
+        num_heads: Number of heads; must divide ``embed_dim``.
         dropout: Probability of dropping an attention weight, in training.
-        device: Where to make the parameters.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
     """
 
@@ -81,7 +81,7 @@ class OneKeyAttention(nn.Module):
         *,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what every row of ``query`` reads, as `Attention` does."""
+        """Attend from every row of ``query``, as `Attention` does."""
         value = keys.unpack(self.v_proj(memory))
         weights = None
         if need_weights:
@@ -95,14 +95,14 @@ class OneKeyAttention(nn.Module):
 class Attention(nn.Module):
     """Scaled dot-product attention, ``softmax(q k^T / sqrt(head_dim)) v``, projected in and out.
 
-    The key projection has no bias: it would add the same number to all scores of a query, which
+    The key projection has no bias. A bias would add the same number to all scores of a query, which
     the softmax cancels.
 
     Args:
         embed_dim: Width of queries and memory.
-        num_heads: Number of heads; divides ``embed_dim``.
+        num_heads: Number of heads; must divide ``embed_dim``.
         dropout: Probability of dropping an attention weight, in training.
-        device: Where to make the parameters.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
     """
 
@@ -140,17 +140,17 @@ class Attention(nn.Module):
         *,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Let each query read the real steps of the memory; over nothing, it reads 0.
+        """Attend from each query to the real steps of the memory; without any, the result is 0.
 
         Args:
-            query: Rows that read.
-            memory: Rows that are read.
+            query: Rows that attend.
+            memory: Rows that are attended to.
             queries: Layout of ``query``.
             keys: Layout of ``memory``: of the same kind, or padded with one step.
-            need_weights: Also return the weights; padded layouts only.
+            need_weights: Whether to return the weights too; padded layouts only.
 
         Returns:
-            What each row of ``query`` read, and the weights before dropout,
+            The result for each row of ``query``, and the weights before dropout,
             ``(batch, heads, queries, keys)``, or ``None``.
         """
         dropout = self.dropout if self.training else 0.0
@@ -170,10 +170,10 @@ class Attention(nn.Module):
         return self.out_proj(read.flatten(-2)), weights
 
     def _read_with_one_query(self, query: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """Read with one query a sample, without projecting the memory.
+        """Attend from one query per sample, without projecting the memory.
 
-        The key projection goes into the query, ``q^T (W m) = (W^T q)^T m``; the value
-        projection goes behind the weighted sum over steps j,
+        The key projection is applied to the query, ``q^T (W m) = (W^T q)^T m``. The value
+        projection is applied after the weighted sum over steps j,
         ``sum w_j (V m_j + b) = V (sum w_j m_j) + b (sum w_j)``.
         """
         w_k, w_v = (
@@ -198,9 +198,9 @@ class Attention(nn.Module):
         return read.transpose(1, 2), weights
 
     def _anchor(self, query: Tensor) -> Tensor:
-        """Zero, in whose graph stands what one key leaves without influence.
+        """Return 0, computed from the parameters that a single key makes irrelevant.
 
-        The sum over no rows reads nothing and sends back zeros.
+        They thereby stay in the graph. A sum over no rows reads nothing and has zero gradients.
         """
         nothing = query[:0]
         return self.q_proj(nothing).sum() + self.k_proj(nothing).sum()
@@ -223,7 +223,7 @@ def project(
 
 
 def _worth_joining(memory: Tensor, *projections: nn.Linear) -> bool:
-    """Whether to rearrange products: not where that takes longer than they do, in eager mode."""
+    """Return whether rearranging the products is faster than computing them, in eager mode."""
     few = not torch.compiler.is_compiling() and memory.numel() < FEW
     return not few and is_plain(*projections)
 
@@ -233,7 +233,7 @@ def spread_value(
 ) -> Tensor:
     """Give every query the one projected value ``(batch, 1, dim)`` of its sample.
 
-    With dropout the weight of each query and head, 1, is dropped by itself.
+    With dropout, the weight of each query and head, 1, is dropped independently.
     """
     if not attention.training or attention.dropout == 0.0:
         return queries.spread(attention.out_proj(value), query)
@@ -249,7 +249,7 @@ def split_heads(rows: Tensor, head_dim: int) -> Tensor:
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
-    """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 where nothing is real.
+    """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 if no key is real.
 
     Shape:
         - q: ``(batch, ..., queries, dim)``

@@ -17,11 +17,11 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._cpu.feedforward import ACTIVATIONS
+from grf_fusion._checks.tracing import can_read
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.masks import as_mask, can_read, fill_masked, none_if_full
+from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
 from grf_fusion._layers.attention import AttentionWeights
-from grf_fusion._layers.decoder import DecoderLayer, run_layers
+from grf_fusion._layers.decoder import ACTIVATIONS, DecoderLayer, run_layers
 
 OWNER = "SymmetricCrossAttentionBlock"
 
@@ -58,51 +58,53 @@ def check_block_options(
 class SymmetricCrossAttentionBlock(nn.Module):
     r"""Enrich a context with a modality and the modality with the context.
 
-    Two stacks of ``num_layers`` decoder layers with weights of their own. The context stack starts
-    at the context and reads the modality; the modality stack starts at the modality and reads the
-    context. What is read is the *input* of the other stack, the same for all layers. A layer is
+    The block has two stacks of ``num_layers`` decoder layers with separate weights. The context
+    stack starts at the context and attends to the modality. The modality stack starts at the
+    modality and attends to the context. Each stack attends to the *input* of the other stack, which
+    is the same for all layers. A layer is
 
         x = LN(x + SelfAttn(x))
         x = LN(x + CrossAttn(x, memory))
         x = LN(x + FF(x))                      FF = Linear, activation, Linear
 
-    with dropout on attention weights, after each of the three and inside FF, as in
-    `torch.nn.TransformerDecoderLayer`. Source: GRF, arXiv 2507.02985, and the authors' code.
+    with dropout on the attention weights, after each of the three sub-layers and inside FF, as in
+    `torch.nn.TransformerDecoderLayer`. Source: GRF, arXiv 2507.02985, and its author's code.
 
-    The block adds no position encoding. A query that has no real step to read reads 0, before the
-    output projection.
+    The block adds no position encoding. If a query has no real step to attend to, the result of its
+    attention is 0 before the output projection.
 
-    Differences from the paper: key projections have no bias, which the softmax would cancel;
+    Differences from the paper: key projections have no bias, because the softmax cancels it;
     ``norm_first``, ``self_attention``, ``symmetric`` and ``pooled_context`` are options.
 
     Args:
         embed_dim: Width of both sequences.
-        num_heads: Number of attention heads; divides ``embed_dim``.
+        num_heads: Number of attention heads; must divide ``embed_dim``.
         num_layers: Layers of each stack.
         dim_feedforward: Hidden width of FF; ``None`` for ``4 * embed_dim``.
         dropout: Dropout probability in training.
         activation: ``"gelu"`` or ``"relu"``.
-        norm_first: Normalise what enters each of the three instead of what leaves it.
-        self_attention: Whether layers have self-attention. Without it the cost is linear in the
-            modality's length when the context is one step; ``"linear"`` has it at such a cost, with
-            the kernel ``elu(x) + 1`` instead of the softmax (Katharopoulos et al. 2020), and
-            without dropout on its weights.
-        symmetric: Whether the modality is enriched too; otherwise it passes unchanged.
-        pooled_context: The context always is one step. Its self-attention and the modality's
-            cross-attention then read one key, so their query and key projections cannot influence
-            anything and are left out: the same function with ``4 * embed_dim**2`` fewer weights a
-            layer.
-        packing: Whether to leave padded steps uncomputed: the real steps are laid one after the
-            other, and each sample attends by itself or with others of similar length. Equal to the
-            padded way to rounding. ``"auto"``: on the CPU, where more than a tenth of the steps are
-            padding. Never under `torch.compile` and `torch.export`, nor with ``need_weights=True``.
-            On other devices ``True`` waits for the device at every call. The numbers drawn for
-            dropout are not those of the padded way. Under `torch.func.vmap`, which cannot ask how
-            much is padding, give ``False``.
-        checkpoint: Whether to keep only what enters each layer for the backward pass, and to
-            compute the rest again there: the same numbers, less memory, more time. Under
-            `torch.compile` the compiler decides what is computed again, and this is ignored.
-        device: Where to make the parameters.
+        norm_first: Use pre-norm instead of post-norm.
+        self_attention: Whether layers have self-attention. Without it, and with a context of one
+            step, the cost is linear in the length of the modality. ``"linear"`` has the same cost;
+            it uses the kernel ``elu(x) + 1`` instead of the softmax (Katharopoulos et al. 2020),
+            and no dropout on its weights.
+        symmetric: Whether the modality attends to the context too; otherwise it passes unchanged.
+        pooled_context: The context is always one step. The context's self-attention and the
+            modality's cross-attention then have a single key, so their query and key projections
+            cannot affect the output. They are omitted: the function is the same, with
+            ``4 * embed_dim**2`` fewer weights per layer.
+        packing: Whether to skip padded steps. The real steps are concatenated, and each sample
+            attends alone or with others of similar length. The result is the same to rounding.
+            ``"auto"`` packs if more than a tenth of the steps are padding; on a GPU only if all
+            masks were made by `mask_from_lengths` from lengths on the CPU, and if the omitted steps
+            outweigh the additional kernels. With other masks ``True`` forces a host-device sync on
+            a GPU. Nothing is packed under `torch.compile` and `torch.export`, while a CUDA graph is
+            captured, or with ``need_weights=True``. Dropout draws other random numbers than without
+            packing. Under `torch.func.vmap`, pass ``False``.
+        checkpoint: Whether to recompute activations in the backward pass to save memory. Only the
+            input of each layer is kept; the numbers are the same. Ignored under `torch.compile`,
+            where the compiler decides what to recompute.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
@@ -223,13 +225,13 @@ class SymmetricCrossAttentionBlock(nn.Module):
             context: The context's sequence.
             modality: The modality's sequence.
             context_mask: Real steps of the context, bool or integer 0/1, ``True`` = real; ``None``
-                for all.
-            modality_mask: Real steps of the modality, likewise.
-            need_weights: Also return the attention weights.
+                if all steps are real.
+            modality_mask: Real steps of the modality, in the same convention.
+            need_weights: Whether to return the attention weights too.
 
         Returns:
-            The enriched context and modality, 0 at their padded steps, and with
-            ``need_weights=True`` the `AttentionWeights`.
+            The enriched context and modality, 0 at padded steps, and, with ``need_weights=True``,
+            the `AttentionWeights`.
 
         Shape:
             - context: ``(batch, time_c, dim)``
@@ -239,7 +241,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
             - outputs: the shapes of the inputs
 
         Raises:
-            ShapeError: If a shape, mask, dtype or device does not fit.
+            ShapeError: If a shape, mask, dtype or device is wrong.
         """
         context_mask, modality_mask = self._check(context, modality, context_mask, modality_mask)
         context = fill_masked(context, context_mask)
@@ -279,7 +281,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
     def packs(
         self, context: Tensor, context_mask: Tensor | None, modality_mask: Tensor | None
     ) -> bool:
-        """Tell whether a call computes real steps only; decided by data, so never while tracing.
+        """Return whether a call skips padded steps; it depends on data, so never while tracing.
 
         Args:
             context: The context's sequence.
@@ -294,7 +296,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
         if context.is_meta or not all(mask is None or can_read(mask) for mask in masks):
             return False
-        return worth_packing(masks, packing=self.packing)
+        return worth_packing(masks, packing=self.packing, width=self.embed_dim)
 
     @override
     def extra_repr(self) -> str:

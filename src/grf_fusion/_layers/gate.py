@@ -1,4 +1,4 @@
-"""The gated fusion unit: decides, feature by feature, what an update may overwrite."""
+"""The gated fusion unit decides, for each feature, how much an update overwrites."""
 
 import math
 from typing import Literal, overload
@@ -32,7 +32,7 @@ def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> N
 
 
 class GatedFusionUnit(nn.Module):
-    r"""Blend a state with an update through a learnt gate.
+    r"""Blend a state with an update through a learned gate.
 
         z = sigmoid([s; u] W_z + b_z)          update gate: 0 keeps, 1 overwrites
         c = tanh([s; u] W_c + b_c)             candidate
@@ -43,25 +43,25 @@ class GatedFusionUnit(nn.Module):
     2507.02985.
 
     Differences from the paper: ``norm``, ``gate_bias`` and ``identity_init`` are options. With
-    ``identity_init`` the gate is ``z * gate_scale``, a learnt scalar that starts at 0, so that
-    a unit put into a pretrained model returns its state bit for bit, in training too, until it has
-    learnt something. (Of a state of -0.0 it keeps the value and not the sign; the state has to be
-    finite.)
+    ``identity_init`` the gate is ``z * gate_scale``, where ``gate_scale`` is a learned scalar that
+    starts at 0. A unit in a pretrained model therefore returns exactly its state, also in training
+    mode, until ``gate_scale`` has changed. (The state must be finite, and -0.0 may become 0.0.)
 
     Args:
         embed_dim: Width of state and update.
         dropout: Probability of dropping a feature of the blend before its norm, in training.
         norm: Whether to normalise the blend. Without it every output lies between the state and
             the candidate.
-        gate_bias: Start value of ``b_z``; negative values keep the state at first.
-        identity_init: Start as the identity on the state. Needs ``norm=False`` and ``dropout=0``,
-            which would change the state.
-        device: Where to make the parameters.
+        gate_bias: Initial value of ``b_z``; negative values favour the state.
+        identity_init: Start as the identity on the state. Requires ``norm=False`` and
+            ``dropout=0``, because both would change the state.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If ``embed_dim`` is not a positive integer, ``dropout`` not in [0, 1),
-            ``gate_bias`` not finite, or ``identity_init`` meets ``norm=True`` or dropout.
+        ValueError: If ``embed_dim`` is not a positive integer, ``dropout`` is not in [0, 1),
+            ``gate_bias`` is not finite, or ``identity_init`` is combined with ``norm=True`` or
+            dropout.
 
     Examples:
         >>> unit = GatedFusionUnit(8)
@@ -106,7 +106,7 @@ class GatedFusionUnit(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew; the gate's bias starts at ``gate_bias``."""
+        """Reinitialise the parameters; the bias of the gate starts at ``gate_bias``."""
         self.linear.reset_parameters()
         with torch.no_grad():
             self.linear.bias[: self.embed_dim].fill_(self.gate_bias)
@@ -132,13 +132,14 @@ class GatedFusionUnit(nn.Module):
         """Blend ``state`` with ``update``.
 
         Args:
-            state: What is known so far.
-            update: What has just arrived.
-            return_gate: Also return the gate, in [0, 1]: the share of each feature that was
-                overwritten; with ``identity_init`` times ``gate_scale``, which is not bounded.
+            state: The current state.
+            update: The new information.
+            return_gate: Whether to return the gate too: the share of each feature that is
+                overwritten, in [0, 1]. With ``identity_init`` it is multiplied by ``gate_scale``,
+                which is not bounded.
 
         Returns:
-            The new state, or the new state and the gate.
+            The new state, and the gate with ``return_gate=True``.
 
         Shape:
             - state: ``(..., dim)``
@@ -146,7 +147,7 @@ class GatedFusionUnit(nn.Module):
             - output, gate: the shape of ``state``
 
         Raises:
-            ShapeError: If a width, a shape, a dtype or a device does not fit.
+            ShapeError: If a width, shape, dtype or device is wrong.
         """
         self._check(state, update)
         both = torch.cat((state, update), dim=-1)

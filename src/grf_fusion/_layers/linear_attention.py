@@ -27,8 +27,8 @@ class LinearAttention(nn.Module):
 
     Args:
         embed_dim: Width of queries and memory.
-        num_heads: Number of heads; divides ``embed_dim``.
-        device: Where to make the parameters.
+        num_heads: Number of heads; must divide ``embed_dim``.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
     """
 

@@ -1,1 +1,1 @@
-"""What is used in training alone."""
+"""Tools for training."""

@@ -1,4 +1,4 @@
-"""Balancing what modalities learn: the stronger one gets smaller gradients."""
+"""Balance the modalities during training: the stronger one gets smaller gradients."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,39 +24,40 @@ def modulate_gradients(
     present: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    r"""Scale the gradients of each modality by how far it is ahead of the others.
+    r"""Reduce the gradients of modalities that are ahead of the others.
 
-    To be called between ``backward()`` and the optimiser's step:
+    Call it between ``backward()`` and the optimiser step:
 
         s_k   = mean of softmax(logits_k)[target] over the samples that have modality k
         rho_k = s_k / mean of s_j over the other modalities j that some sample has
         c_k   = 1 - tanh(alpha * rho_k) if rho_k > 1, else 1
         g     = c_k * g + e,   e ~ Normal(0, std(g)^2)
 
-    for every gradient ``g`` of ``modules[k]``, the standard deviation being that of the entries of
-    ``g`` before it is scaled. Source: OGM-GE, Peng et al. 2022, arXiv 2203.15332; with two
-    modalities it is their formula.
+    for every gradient ``g`` of ``modules[k]``. ``std(g)`` is the standard deviation of the entries
+    of ``g`` before scaling. Source: OGM-GE, Peng et al. 2022, arXiv 2203.15332; with two modalities
+    it is their formula.
 
-    Differences from the paper: any number of modalities, each compared with the mean of the others;
-    a sample counts for the modalities that it has; a gradient of one entry, which has no standard
-    deviation, gets no noise.
+    Differences from the paper: there may be any number of modalities, each compared with the mean
+    of the others; a sample counts for the modalities that it has; a gradient with a single entry
+    has no standard deviation and gets no noise.
 
-    ``logits_k`` is what the model says by modality k alone. With a fusion and a head behind it that
-    is what they say where all others are left out, as in the example. In distributed training,
-    give all ranks the same: gather logits, targets and presence, and seed ``generator`` alike.
+    ``logits_k`` are the model's logits given only modality k. With a fusion and a head, omit all
+    other modalities, as in the example. In distributed training all ranks must use the same
+    arguments: gather logits, targets and ``present``, and seed ``generator`` equally.
 
     Args:
-        modules: For each modality, what only its gradients pass through; no two share a parameter.
-        logits: For each modality, scores of the classes by it alone; only their values are used.
-        targets: The true classes.
-        alpha: How strongly to hold back, at least 0; the authors use 0.1 to 1.
-        noise: Whether to add the noise that makes up for smaller gradients (GE).
-        present: Which sample has which modality, columns in the order of ``modules``; ``None`` for
-            all.
-        generator: Where the noise comes from; ``None`` for the global one.
+        modules: The module that belongs to each modality alone; no two share a parameter.
+        logits: Logits given only this modality, for each modality; only their values are used.
+        targets: The true classes; values out of range are refused on the CPU only, because checking
+            them on another device would synchronise.
+        alpha: Strength of the modulation, at least 0; the OGM-GE paper uses 0.1 to 1.
+        noise: Whether to add the noise that compensates for smaller gradients (GE).
+        present: Which samples have which modality, columns in the order of ``modules``; ``None`` if
+            all samples have all modalities.
+        generator: Generator of the noise; ``None`` for the global one.
 
     Returns:
-        The factors ``c_k``, for the record. Gradients are changed in place; a parameter without a
+        The factors ``c_k``, for logging. Gradients are changed in place. A parameter without a
         gradient stays without one, and a gradient of 0 stays 0.
 
     Shape:
@@ -66,9 +67,9 @@ def modulate_gradients(
         - output: ``()`` each
 
     Raises:
-        ValueError: If ``alpha`` is not finite and at least 0, or ``noise`` neither True nor False.
-        ShapeError: If modules, names, shapes, dtypes or devices do not fit, or there is no
-            gradient. Nothing is changed then.
+        ValueError: If ``alpha`` is not finite and at least 0, or ``noise`` is not a bool.
+        ShapeError: If modules, names, shapes, dtypes or devices are wrong, or there is no
+            gradient. In this case nothing is changed.
 
     Examples:
         >>> from grf_fusion.baselines import ConcatFusion

@@ -1,4 +1,4 @@
-"""Dropping whole modalities in training, so that a model learns to do without."""
+"""Randomly drop modalities during training."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from grf_fusion._inputs.masks import as_mask
 
 
 class ModalityDropout(nn.Module):
-    """Drop whole modalities per sample in training, and never all that a sample has.
+    """Randomly drop modalities during training, so that the model copes with missing ones.
 
-    Each modality that is present is dropped with probability ``p``, independently; where none
-    would be left, one of them, drawn uniformly, stays. In eval mode nothing is dropped.
+    Each modality of each sample is dropped independently with probability ``p``. If none would be
+    left, one of them, drawn uniformly, is kept. In eval mode nothing is dropped.
 
     Args:
         p: Probability of dropping a modality of a sample, in [0, 1).
@@ -39,10 +39,10 @@ class ModalityDropout(nn.Module):
         """Drop modalities from ``present``.
 
         Args:
-            present: Which modality each sample has, as `GatedRecurrentFusion.presence` returns.
+            present: Which samples have which modality, from `GatedRecurrentFusion.presence`.
 
         Returns:
-            What is left, bool; pass it as ``present=`` to `GatedRecurrentFusion`.
+            The remaining modalities, bool; pass it as ``present=`` to `GatedRecurrentFusion`.
 
         Shape:
             - present, output: ``(batch, modalities)``

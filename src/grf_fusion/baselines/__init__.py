@@ -1,9 +1,9 @@
-"""The usual ways to fuse, built and called as `GatedRecurrentFusion` is, to compare it with.
+"""Other common fusion methods, with the interface of `GatedRecurrentFusion`.
 
 Each takes ``(modalities, *, embed_dim, ...)``, is called as ``(features, *, masks=None,
-present=None)``, returns ``(batch, embed_dim)`` and holds the same guarantees: nothing that is
-padded or absent has any influence, a sample is fused by itself, one that has nothing gives 0.
-`ContrastiveAlignment` alone is called for a loss.
+present=None)``, returns ``(batch, embed_dim)`` and keeps the same guarantees: padding and
+missing modalities never affect the output, samples are independent, and a sample without any
+modality gives 0. `ContrastiveAlignment` instead returns a loss.
 """
 
 from grf_fusion.baselines._alignment import ContrastiveAlignment

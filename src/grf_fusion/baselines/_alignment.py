@@ -1,4 +1,4 @@
-"""Contrastive alignment of modalities, which people put before a fusion."""
+"""Contrastive alignment of modalities, often used before a fusion."""
 
 import itertools
 import math
@@ -25,32 +25,32 @@ NOBODY = -100
 
 
 class ContrastiveAlignment(nn.Module):
-    r"""Bring the modalities of a sample together in one space, and those of others apart.
+    r"""Align the modalities of a sample in one space, and separate different samples.
 
-    Not a fusion: `forward` returns a loss, `embed` one vector for each modality, and what becomes
-    of them is up to the fusion that follows.
+    This is a loss, not a fusion: `forward` returns the loss, and `embed` returns one vector for
+    each modality, which a fusion can take as input.
 
         z_k   = v_k / |v_k|,  v_k = Pool(x_k W_k + b_k)        mean over real steps
         S_jk  = s * z_j z_k^T                                  (samples, samples)
         L_jk  = (CE(S_jk, diagonal) + CE(S_jk^T, diagonal)) / 2
         L     = mean of L_jk over the pairs j < k that at least two samples have
 
-    with the learnt inverse temperature ``s = 100 * sigmoid(scale)``. The samples of a pair are
-    those that have both modalities; CE is the mean cross-entropy with each sample as its own
+    with the learned inverse temperature ``s = 100 * sigmoid(scale)``. A pair is computed over the
+    samples that have both modalities. CE is the mean cross-entropy with each sample as its own
     class. Source: CLIP, arXiv 2103.00020, section 2.3, for every pair of modalities.
 
-    Differences from the paper: ``s`` stays below 100 by a sigmoid instead of clipping, behind
-    which it would get no gradient.
+    Differences from the paper: a sigmoid keeps ``s`` below 100, instead of clipping, which would
+    stop its gradient.
 
     Args:
-        modalities: Name and feature width of each modality, at least two; a mapping or pairs.
+        modalities: Name and width of each modality, at least two: a mapping or a sequence of pairs.
         embed_dim: Width of the shared space.
-        temperature: Start of ``1 / s``, above 0.01.
-        device: Where to make the parameters.
+        temperature: Initial value of ``1 / s``, above 0.01.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If a name, a size or the temperature is unusable.
+        ValueError: If a name, a size or the temperature is invalid.
 
     Examples:
         >>> align = ContrastiveAlignment({"text": 6, "audio": 5}, embed_dim=8)
@@ -102,12 +102,12 @@ class ContrastiveAlignment(nn.Module):
         """Return the loss of a batch.
 
         Args:
-            features: Features by modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps by modality, likewise.
-            present: Which sample has which modality, likewise.
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
+            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
+            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
 
         Returns:
-            The loss, 0 where no pair has two samples.
+            The loss, 0 if no pair has two samples.
 
         Shape:
             - features: ``(batch, time_k, d_k)`` each, lengths independent
@@ -116,7 +116,7 @@ class ContrastiveAlignment(nn.Module):
             - output: ``()``
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit.
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         received = self._receive(features, masks, present)
         vectors = {name: _normalise(part) for name, part in received.items()}
@@ -145,13 +145,13 @@ class ContrastiveAlignment(nn.Module):
             present: As in `forward`.
 
         Returns:
-            For each modality the vectors of length 1, 0 where a sample lacks it.
+            Vectors of length 1 for each modality, 0 if a sample lacks it.
 
         Shape:
             - output: ``(batch, embed_dim)`` each
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit.
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         received = self._receive(features, masks, present)
         return {name: _normalise(part) for name, part in received.items()}
@@ -163,7 +163,7 @@ class ContrastiveAlignment(nn.Module):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, as `GatedRecurrentFusion.presence` does."""
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
@@ -186,7 +186,7 @@ def _normalise(part: Received) -> Tensor:
 
 
 def _pair_loss(scores: Tensor, both: Tensor) -> Tensor:
-    """Mean over the samples that have both, which are each other's negatives."""
+    """Return the loss of a pair: the negatives are the other samples that have both."""
     # `len` would fix the batch size of an exported program.
     own = torch.arange(both.shape[0], device=both.device).masked_fill(~both, NOBODY)
     # A row of nothing but -inf would be NaN; where nobody has both, no row is read.

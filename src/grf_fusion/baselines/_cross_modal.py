@@ -1,4 +1,4 @@
-"""Every modality reads all the others at once."""
+"""Cross-modal attention: every modality attends to all others."""
 
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -29,31 +29,31 @@ Memory = tuple[Tensor, Tensor | None]
 
 
 class CrossModalAttentionFusion(nn.Module):
-    r"""Let every modality read all the others, in groups that know nothing of each other.
+    r"""Let every modality attend to all others, with one attention layer per modality.
 
         e_k = x_k W_k + b_k + PE
         r_k = LayerNorm_k(e_k + Attention_k(queries e_k, keys and values [e_j; j != k]))
         h   = [Pool(r_1); ...; Pool(r_n)] W + b
 
-    There is one group for each modality k, with weights of its own: multi-head attention of its
-    steps over the real steps of all other modalities, laid one after the other. Pool is the mean
-    over real steps, PE the sinusoidal position encoding of each modality by itself; the
-    projections' biases tell the modalities apart.
+    Each modality k has its own multi-head attention layer, from its steps to the concatenated real
+    steps of all other modalities. Pool is the mean over real steps, PE the sinusoidal position
+    encoding of each modality. The biases of the projections distinguish the modalities.
 
-    A modality that a sample lacks is read by nobody, and its slot before ``W`` is 0. Where there
-    is nobody else to read, a step reads 0 before the attention's output projection.
+    If a sample lacks a modality, no step attends to it, and its slot before ``W`` is 0. If a sample
+    has no other modality to attend to, the result of the attention is 0 before its output
+    projection.
 
     Args:
-        modalities: Name and feature width of each modality, a mapping or pairs.
+        modalities: Name and width of each modality: a mapping or a sequence of pairs.
         embed_dim: Width of the projections and of the result.
-        num_heads: Attention heads; divides ``embed_dim``.
-        dropout: Dropout probability in training: after PE is added, on attention weights and on
-            what is read.
-        device: Where to make the parameters.
+        num_heads: Number of attention heads; must divide ``embed_dim``.
+        dropout: Dropout probability in training: after PE is added, on the attention weights and on
+            the result of the attention.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If a name, size or probability is unusable.
+        ValueError: If a name, size or probability is invalid.
 
     Examples:
         >>> fusion = CrossModalAttentionFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
@@ -114,12 +114,12 @@ class CrossModalAttentionFusion(nn.Module):
         """Fuse a batch.
 
         Args:
-            features: Features by modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps by modality, likewise.
-            present: Which sample has which modality, likewise.
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
+            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
+            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
 
         Returns:
-            The fused vector, 0 for a sample that has nothing.
+            The fused vector, 0 for a sample without any modality.
 
         Shape:
             - features: ``(batch, time_k, d_k)`` each, lengths independent
@@ -128,7 +128,7 @@ class CrossModalAttentionFusion(nn.Module):
             - output: ``(batch, embed_dim)``
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit.
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         received = receive_all(
             OWNER, self.projections, features, masks, present, declared=self.modalities
@@ -136,7 +136,9 @@ class CrossModalAttentionFusion(nn.Module):
         like = weight_of(self.projections)
         encoded = [self.dropout(add_positions(part.projected, like)) for part in received.values()]
         masked = [part.real for part in received.values()]
-        packs = is_plain_call(encoded[0]) and worth_packing(masked, packing="auto")
+        packs = is_plain_call(encoded[0]) and worth_packing(
+            masked, packing="auto", width=self.embed_dim
+        )
         memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
         pooled = [
             self._read(name, query, real, memory, packs=packs)
@@ -153,7 +155,7 @@ class CrossModalAttentionFusion(nn.Module):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, as `GatedRecurrentFusion.presence` does."""
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 

@@ -33,46 +33,46 @@ class MulT(nn.Module):
     r"""Pairwise cross-modal Transformers (Tsai et al. 2019), for any number of modalities.
 
         p_k    = x_k W_k                                               d wide
-        c_kj   = Stack_kj(p_k, reads p_j)                              for every j != k
-        m_k    = Stack_k([c_kj; j != k])                               (n - 1) d wide, reads itself
+        c_kj   = Stack_kj(p_k attends to p_j)                          for every j != k
+        m_k    = Stack_k([c_kj; j != k])                               (n - 1) d wide, over itself
         f      = [last(m_1); ...; last(m_n)]                           n (n - 1) d wide
         h      = (f + W_b relu(W_a f + a) + b) W_o + o
 
-    with ``d`` = ``stack_dim``. A stack starts at ``sqrt(width) * input + PE``, also for what it
-    reads, and ends with a LayerNorm; its layers are
+    with ``d`` = ``stack_dim``. The input of a stack is ``sqrt(width) * input + PE``, also for the
+    sequence it attends to. A stack ends with a LayerNorm. Its layers are
 
         x = x + Attention(LN(x), LN(memory), LN(memory))               the same LN for both
         x = x + W_2 relu(W_1 LN'(x))
 
-    Query i may read key j where ``j <= i + |T_query - T_key|``. PE has all sines first, then all
-    cosines, and counts from 1. ``Stack_k`` has ``max(num_layers, 3)`` layers, the others have
-    ``num_layers``. Source: MulT, arXiv 1906.00295, and the authors' code; with three modalities
-    the parameters are as many as the authors'.
+    Query i may attend to key j if ``j <= i + |T_query - T_key|``. PE has all sines first, then all
+    cosines, and counts from 1. ``Stack_k`` has ``max(num_layers, 3)`` layers, the other stacks have
+    ``num_layers``. Source: MulT, arXiv 1906.00295, and the code of its authors; with three
+    modalities the number of parameters is the same.
 
-    A modality that a sample lacks has a slot of 0 in ``f``, and who reads it reads 0, before the
-    attention's output projection.
+    If a sample lacks a modality, its slot in ``f`` is 0. Attention to a missing modality gives 0
+    before the output projection.
 
-    Differences from the paper: padding and absence are handled, lengths and the last step being
-    those of the real steps; any number of modalities from two; the result has ``embed_dim``
-    features, of which the authors have as many as there are targets. ``literal=True`` undoes the
-    first: it takes no masks, reads the last time step, and gives no position to a step whose first
-    projected feature is exactly 0, which is how the authors treat zero-padding. Where every step is
-    real both are the same.
+    Differences from the paper: padding and missing modalities are supported, where lengths and the
+    last step are those of the real steps; there may be any number of modalities from two; the
+    result has ``embed_dim`` features instead of one per target. ``literal=True`` undoes the first
+    difference and treats zero-padding as the original code does: it accepts no masks, uses the last
+    time step, and adds no position to a step whose first projected feature is exactly 0. If every
+    step is real, both are the same.
 
     Args:
-        modalities: Name and feature width of each modality, at least two; a mapping or pairs.
+        modalities: Name and width of each modality, at least two: a mapping or a sequence of pairs.
         embed_dim: Width of the result.
-        num_heads: Attention heads of every stack; divides ``stack_dim``.
+        num_heads: Number of attention heads of every stack; must divide ``stack_dim``.
         num_layers: Layers of a cross-modal stack.
         stack_dim: Width of the projections; ``None`` for ``embed_dim``.
-        dropout: Dropout probability in training: after PE is added, on attention weights, on each
-            residual, and on the hidden features of feed-forward and head.
-        literal: Whether padding is content, as in the authors' code.
-        device: Where to make the parameters.
+        dropout: Dropout probability in training: after PE is added, on the attention weights, on
+            each residual branch, and on the hidden features of feed-forward and head.
+        literal: Whether padding is treated as content, as in the code of the MulT authors.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If a name, size, probability or switch is unusable.
+        ValueError: If a name, size, probability or switch is invalid.
 
     Examples:
         >>> fusion = MulT({"text": 6, "audio": 5}, embed_dim=8, num_heads=2, num_layers=1)
@@ -189,14 +189,14 @@ class MulT(nn.Module):
         """Fuse a batch.
 
         Args:
-            features: Features by modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps by modality, likewise; none with ``literal=True``.
-            present: Which sample has which modality, likewise; none with ``literal=True``.
-            return_fused: Also return ``f``, what the head gets.
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
+            masks: Real steps of each modality, in the same way; not with ``literal=True``.
+            present: Which samples have which modality, in the same way; not with ``literal=True``.
+            return_fused: Whether to return ``f``, the input of the head, too.
 
         Returns:
-            The fused vector, 0 for a sample that has nothing, and with ``return_fused=True`` the
-            last steps of all modalities.
+            The fused vector, 0 for a sample without any modality, and, with ``return_fused=True``,
+            the last steps of all modalities.
 
         Shape:
             - features: ``(batch, time_k, d_k)`` each, lengths independent
@@ -206,8 +206,8 @@ class MulT(nn.Module):
             - fused: ``(batch, modalities * (modalities - 1) * stack_dim)``
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit, or with
-                ``literal=True`` there is a mask or an absence.
+            ShapeError: If a name, shape, mask, dtype or device is wrong, or if there is a mask or a
+                missing modality with ``literal=True``.
         """
         like = weight_of(self.projections)
         arrivals, batch = check_call(
@@ -229,7 +229,7 @@ class MulT(nn.Module):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, as `GatedRecurrentFusion.presence` does."""
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 
@@ -243,7 +243,7 @@ class MulT(nn.Module):
         )
 
     def _last(self, name: str, received: Mapping[str, Received]) -> Tensor:
-        """Let a modality read all others and then itself, and take its last real step."""
+        """Attend from a modality to all others, then to itself, and return its last real step."""
         x, real, present = received[name]
         stacks = cast(nn.ModuleDict, self.cross_stacks[name])
         read = [

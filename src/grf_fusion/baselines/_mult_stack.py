@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.feedforward import feedforward
 from grf_fusion._layers.attention import split_heads
 
 
 class Sight(NamedTuple):
-    """Which query may read which key.
+    """Which query may attend to which key.
 
     Attributes:
         allowed: ``(queries, keys)`` or ``(batch, 1, queries, keys)`` bool; ``None`` where a query
-            may read itself and all before it.
-        blind: ``(batch, 1, queries, 1)`` bool: queries that may read nothing, ``None`` for none.
+            may attend to itself and all before it.
+        blind: ``(batch, 1, queries, 1)`` bool: queries without a key; ``None`` if there are none.
     """
 
     allowed: Tensor | None
@@ -27,15 +26,15 @@ class Sight(NamedTuple):
 
 
 def extent(real: Tensor) -> Tensor:
-    """Return one more than the place of the last real step, ``(batch,)``, 0 without any."""
+    """Return one more than the index of the last real step, ``(batch,)``; 0 without any."""
     places = torch.arange(1, real.shape[1] + 1, device=real.device)
     return (real * places).amax(dim=1)
 
 
 def look(x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None) -> Sight:
-    """Let query ``i`` read the real keys ``j <= i + |difference of the lengths|``.
+    """Let query ``i`` attend to the real keys ``j <= i + |difference of the lengths|``.
 
-    A length ends with the last real step, so that padding behind it changes nothing.
+    A length ends with the last real step, so padding behind it has no effect.
 
     Shape:
         - x: ``(batch, queries, dim)``
@@ -104,13 +103,12 @@ class MulTLayer(nn.Module):
 
     @override
     def forward(self, x: Tensor, memory: Tensor | None, sight: Sight) -> Tensor:
-        """Enrich the steps by what they read in the memory, or without one in themselves."""
+        """Attend to the memory, or to the steps themselves without one."""
         query = self.attention_norm(x)
         read = self._read(query, query if memory is None else self.attention_norm(memory), sight)
         x = drop(self.dropout, read, x)
-        query = self.feedforward_norm(x)
-        update = feedforward(query, self.linear1, self.linear2, "relu", self.dropout)
-        return drop(self.dropout, update, x)
+        hidden = F.relu(self.linear1(self.feedforward_norm(x)))
+        return drop(self.dropout, self.linear2(drop(self.dropout, hidden)), x)
 
     def _read(self, query: Tensor, memory: Tensor, sight: Sight) -> Tensor:
         projected = (self.q_proj(query), *self.kv_proj(memory).chunk(2, dim=-1))
@@ -129,7 +127,7 @@ class MulTLayer(nn.Module):
 
 
 class MulTStack(nn.Module):
-    """Layers that all read the same memory, or without one themselves, and a norm behind them."""
+    """Layers that attend to the same memory, or to themselves without one, and a final norm."""
 
     dropout: nn.Dropout
     literal: bool
@@ -192,7 +190,7 @@ def mult_positions(length: int, dim: int, *, device: torch.device, dtype: torch.
 
     ``PE[t, i] = sin((t + 1) r_i)`` and ``PE[t, half + i] = cos((t + 1) r_i)`` for ``i < half``,
     with ``half = dim // 2`` and ``r_i = 10000^(-i / (half - 1))``; the last column of an odd
-    ``dim`` is 0. Where ``half`` is 1, ``r_0`` is 1.
+    ``dim`` is 0. If ``half`` is 1, ``r_0`` is 1.
     """
     half = dim // 2
     # float32 angles would be wrong by 5e-4 at position 8,192; Apple's mps device has no float64.

@@ -1,4 +1,4 @@
-"""A sum of the modalities, weighted by a light network or by the task."""
+"""A weighted sum of the modalities, with learned or fixed weights."""
 
 import math
 from collections.abc import Mapping
@@ -18,29 +18,29 @@ OWNER = "WeightedSumFusion"
 
 
 class WeightedSumFusion(nn.Module):
-    r"""Add the modalities up, each with one weight a sample.
+    r"""Add up the modalities, each with one weight per sample.
 
-        v_k = Pool(x_k W_k + b_k)                          mean over real steps, 0 where absent
-        g   = [v_1; ...; v_n] W_g + b_g                    one score a modality
+        v_k = Pool(x_k W_k + b_k)                          mean over real steps, 0 if missing
+        g   = [v_1; ...; v_n] W_g + b_g                    one score per modality
         "sigmoid":  w_k = sigmoid(g_k)
         "softmax":  w_k = exp(g_k) / sum of exp(g_j) over the present j
         fixed:      w_k = a_k * (sum of all a_j) / (sum of the present a_j)
         h   = sum of w_k v_k over the present k
 
-    With ``"softmax"`` and with fixed weights, what an absent modality would have had goes to the
-    present ones in proportion; with ``"sigmoid"`` every modality is let in by itself. Where all
-    present modalities have a fixed weight of 0 the result is 0.
+    With ``"softmax"`` and with fixed weights, the weight of a missing modality is divided among the
+    others in proportion. With ``"sigmoid"`` the weights are independent. If all modalities of a
+    sample have a fixed weight of 0, the result is 0.
 
     Args:
-        modalities: Name and feature width of each modality, a mapping or pairs.
+        modalities: Name and width of each modality: a mapping or a sequence of pairs.
         embed_dim: Width of the projections and of the result.
-        weights: ``"sigmoid"`` or ``"softmax"``, or a number of at least 0 for each modality, one
-            of them above 0.
-        device: Where to make the parameters.
+        weights: ``"sigmoid"`` or ``"softmax"``, or a number of at least 0 for each modality, at
+            least one of them above 0.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
-        ValueError: If a name, a size or a weight is unusable.
+        ValueError: If a name, size or weight is invalid.
 
     Examples:
         >>> fusion = WeightedSumFusion({"text": 6, "audio": 5}, embed_dim=8, weights="softmax")
@@ -115,14 +115,14 @@ class WeightedSumFusion(nn.Module):
         """Fuse a batch.
 
         Args:
-            features: Features by modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps by modality, likewise.
-            present: Which sample has which modality, likewise.
-            return_weights: Also return the weights, 0 for an absent modality.
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
+            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
+            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
+            return_weights: Whether to return the weights too; 0 for a missing modality.
 
         Returns:
-            The fused vector, 0 for a sample that has nothing, and with ``return_weights=True`` the
-            weights.
+            The fused vector, 0 for a sample without any modality, and, with
+            ``return_weights=True``, the weights.
 
         Shape:
             - features: ``(batch, time_k, d_k)`` each, lengths independent
@@ -132,7 +132,7 @@ class WeightedSumFusion(nn.Module):
             - weights: ``(batch, modalities)``, columns in declared order
 
         Raises:
-            ShapeError: If a name, shape, mask, dtype or device does not fit.
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         received = receive_all(
             OWNER, self.projections, features, masks, present, declared=self.modalities
@@ -150,7 +150,7 @@ class WeightedSumFusion(nn.Module):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, as `GatedRecurrentFusion.presence` does."""
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
         return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of our own: all or nothing."""
+"""Save and load checkpoints: all parameters or none."""
 
 import pickle
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,13 @@ PARTS = {"format", "orders", "num_heads", "state_dict"}
 
 
 def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
-    """Save a module's parameters, and what no shape tells, for `load_checkpoint`.
+    """Save the parameters of a module for `load_checkpoint`.
 
-    That is the order of its modalities and the number of its heads.
+    The file also holds the order of the modalities and the number of heads, which cannot be
+    inferred from the parameters.
 
     Args:
-        module: Any module, ours or one with ours inside.
+        module: A module of this package, or any module that contains some.
         path: File to write.
 
     Examples:
@@ -36,21 +37,20 @@ def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
-    """Load what `save_checkpoint` has saved, or change nothing.
+    """Load a checkpoint of `save_checkpoint`, or change nothing.
 
-    Everything is checked before the first parameter is written, unlike in
-    `torch.nn.Module.load_state_dict`: names, shapes, dtypes, and the order of the modalities and
-    the number of heads, which no name and no shape tells. The file is read with
-    ``weights_only=True``, so it can run no code.
+    Names, shapes, dtypes, the order of the modalities and the number of heads are checked before
+    the first parameter is changed, unlike in `torch.nn.Module.load_state_dict`. The file is read
+    with ``weights_only=True``, so it cannot run code.
 
     Args:
-        module: A module of the same build; its parameters keep dtype and device.
-        path: File to read: of `save_checkpoint`, or of ``torch.save(module.state_dict(), path)``,
-            which holds neither order nor heads.
+        module: A module of the same structure; its parameters keep their dtype and device.
+        path: File written by `save_checkpoint`, or by ``torch.save(module.state_dict(), path)``,
+            which holds neither the order nor the number of heads.
 
     Raises:
-        ValueError: If the file is damaged or no checkpoint, or does not fit the module, which is
-            left as it was.
+        ValueError: If the file is damaged, is not a checkpoint, or does not fit the module. The
+            module is then unchanged.
         OSError: If the file cannot be opened.
     """
     content = _read(path)

@@ -1,9 +1,9 @@
-"""Looking inside a fusion: what its gates keep, what each modality contributes, what it attends to.
+"""Diagnostics of a fusion: its gates, its attention, and the contribution of each modality.
 
 From a `FusionTrace` (``return_trace=True``): `retention`, `gate_statistics`, `gate_warnings`. From
 a fusion and a batch: `leave_one_out`, `shapley_values`, `gradient_share`, `missing_curve` (these
-for the fusions of `grf_fusion.baselines` too), `order_sensitivity` and `attention_maps`. Before
-training: `summary`. Pictures of all but that are in `grf_fusion.viz`.
+also for the fusions of `grf_fusion.baselines`), `order_sensitivity` and `attention_maps`. Before
+training: `summary`. `grf_fusion.viz` draws the results, except those of `summary`.
 """
 
 from grf_fusion.diagnostics._attention_maps import attention_maps

@@ -28,35 +28,37 @@ def attention_maps(
 ) -> dict[str, AttentionWeights]:
     """Return the attention weights of every step, head and layer.
 
-    The fusion runs once, in eval mode and without gradients, with its blocks asked for their
-    weights; it is left as it was. ``context_cross`` says which steps of the modality the context
-    reads: one query where the context is one vector.
+    The fusion runs once, in eval mode without gradients, and is unchanged afterwards.
+    ``context_cross`` shows which steps of the modality the context attends to; it has one query if
+    the context is one vector.
 
-    A block of your own (``block=``) is asked if its ``forward`` takes ``need_weights`` and then
-    returns `AttentionWeights` as a third value; otherwise the first
-    `SymmetricCrossAttentionBlock` inside it is, whose last call of a step counts.
+    A custom block (``block=``) is supported if its ``forward`` accepts ``need_weights`` and then
+    returns `AttentionWeights` as a third value. Otherwise the first `SymmetricCrossAttentionBlock`
+    inside it is used, and its last call in a step counts.
 
     Args:
         fusion: The fusion.
-        features: Features by modality, as the fusion takes them.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
-        order: Order of fusion, as the fusion takes it.
+        features: Features of each modality, as in a call of the fusion.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
+        order: Order of fusion, as in a call of the fusion.
 
     Returns:
-        The weights by modality, in the order of fusion, for all that go through a step: with
-        ``opening="first"`` not for the first. 0 for a sample that did not take the step, because it
-        lacks the modality or opens with it.
+        The weights by modality, in the order of fusion, for all modalities that are a step; with
+        ``opening="first"`` the first is not. They are 0 for a sample that lacks the modality or
+        opens with it.
 
     Shape:
         - each weight: ``(batch, layers, heads, queries, keys)``
 
     Raises:
-        ShapeError: If ``fusion`` is no `GatedRecurrentFusion`, a block of your own has no weights
-            to give, or the fusion refuses the call.
+        ShapeError: If ``fusion`` is not a `GatedRecurrentFusion`, if a custom block returns no
+            weights, or if the fusion rejects the call.
 
     Examples:
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion(
+        ...     {"text": 6, "audio": 5}, embed_dim=8, num_heads=2, form="residual"
+        ... )
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> maps = attention_maps(fusion, features)
         >>> maps["audio"].context_cross.shape
@@ -66,6 +68,11 @@ def attention_maps(
         raise ShapeError(
             f"{OWNER}: expected `fusion` to be a GatedRecurrentFusion, "
             f"got {type(fusion).__name__}. Give the fusion inside the model, not compiled."
+        )
+    if fusion.form == "summary":
+        raise ShapeError(
+            f"{OWNER}: expected `fusion` with a block, got form='summary', which has no attention. "
+            "Write form='residual' or form='paper'."
         )
     caught: list[AttentionWeights | None] = []
     with ExitStack() as hooks, evaluating(fusion), torch.no_grad():
@@ -89,7 +96,7 @@ def _blocks(fusion: GatedRecurrentFusion) -> list[nn.Module]:
 def _watch(
     block: nn.Module, caught: list[AttentionWeights | None]
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Ask a block for its weights at every call."""
+    """Record the weights of a block in every call."""
 
     def begin(_module: nn.Module, _inputs: object) -> None:
         caught.append(None)
@@ -118,7 +125,7 @@ def _watch(
 
 
 def _source(block: nn.Module) -> nn.Module:
-    """Return who can be asked for weights: the block itself, or ours inside it."""
+    """Return the module that returns weights: the block itself, or ours inside it."""
     if "need_weights" in inspect.signature(block.forward).parameters:
         return block
     for part in block.modules():

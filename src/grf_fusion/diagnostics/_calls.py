@@ -1,4 +1,4 @@
-"""Calling a fusion to learn about it: which it is, what it is given, and how it is left."""
+"""Checked calls of a fusion for diagnostics."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ Features = Mapping[str, Tensor | None]
 
 @runtime_checkable
 class Fusion(Protocol):
-    """What `GatedRecurrentFusion` and the baselines have in common, beside the call."""
+    """Common interface of `GatedRecurrentFusion` and the baselines, besides the call."""
 
     modalities: dict[str, int]
 
     def presence(
         self, features: Features, *, masks: Features | None = None, present: Tensor | None = None
     ) -> Tensor:
-        """Tell which sample has which modality."""
+        """Return which samples have which modality."""
         ...
 
 
@@ -30,10 +30,10 @@ class Call(NamedTuple):
 
     Attributes:
         fusion: The fusion.
-        features: Features by modality.
-        masks: Masks by modality.
-        here: ``(batch, modalities)``: which sample has which modality, in declared order.
-        names: Names of the modalities, likewise.
+        features: Features of each modality.
+        masks: Masks of each modality.
+        here: ``(batch, modalities)``: which samples have which modality, in declared order.
+        names: Names of the modalities, in declared order.
     """
 
     fusion: nn.Module
@@ -65,20 +65,20 @@ def check_call(
     masks: Features | None,
     present: Tensor | None,
 ) -> Call:
-    """Check a fusion and what it is to be called with.
+    """Check a fusion and the arguments of its call.
 
     Args:
-        owner: Function that refuses.
+        owner: Name of the function, for the message.
         fusion: The fusion.
-        features: Features by modality.
-        masks: Masks by modality, or ``None``.
+        features: Features of each modality.
+        masks: Masks of each modality, or ``None``.
         present: ``(batch, modalities)``, or ``None``.
 
     Returns:
         The call.
 
     Raises:
-        ShapeError: If ``fusion`` is none, or the fusion itself refuses the call.
+        ShapeError: If ``fusion`` is not a fusion, or rejects the call.
     """
     if not isinstance(fusion, nn.Module) or not isinstance(fusion, Fusion):
         raise ShapeError(
@@ -92,7 +92,7 @@ def check_call(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Generator[None]:
-    """Put a module into eval mode, and afterwards every part of it back into its own."""
+    """Put a module into eval mode, and restore the mode of each of its modules afterwards."""
     training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -103,10 +103,10 @@ def evaluating(module: nn.Module) -> Generator[None]:
 
 
 def score(owner: str, argument: str, function: Callable[..., Any], context: Tensor) -> Tensor:
-    """Return the function's number for each sample, at least float32.
+    """Return the score of each sample, at least float32.
 
     Raises:
-        ShapeError: If it returns something else.
+        ShapeError: If the function returns another shape.
     """
     scores = expect_tensor(owner, f"{argument}(context)", function(context))
     hint = " Give each sample one number, not their mean."
@@ -115,10 +115,10 @@ def score(owner: str, argument: str, function: Callable[..., Any], context: Tens
 
 
 def measure(owner: str, argument: str, function: Callable[..., Any], context: Tensor) -> float:
-    """Return the function's one number for the batch.
+    """Return the metric of the batch.
 
     Raises:
-        ShapeError: If it returns something else.
+        ShapeError: If the function does not return one number.
     """
     value = function(context)
     single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
@@ -132,7 +132,7 @@ def measure(owner: str, argument: str, function: Callable[..., Any], context: Te
 
 
 def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
-    """Draw numbers in [0, 1) from a generator, wherever it lives."""
+    """Draw numbers in [0, 1) from a generator on any device."""
     device = "cpu" if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=device)
 

@@ -1,4 +1,4 @@
-"""Who contributes what to a score: leaving one out, and Shapley values."""
+"""Contributions of modalities to a score: leave-one-out and Shapley values."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ USUAL_PERMUTATIONS = 128
 
 
 class LeaveOneOut(NamedTuple):
-    """What each modality adds to the score, given all others.
+    """Contribution of each modality to the score, given all others.
 
     Attributes:
-        names: The modalities in declared order, the columns of the rest.
-        values: ``(batch, modalities)`` in the unit of the score, exactly 0 for an absent modality.
-        mean: ``(modalities,)``: mean over the samples that have the modality; NaN for none.
-        full: ``(batch,)``: the score with all that a sample has.
+        names: The modalities in declared order, the columns of the other attributes.
+        values: ``(batch, modalities)`` in the unit of the score, exactly 0 for a missing modality.
+        mean: ``(modalities,)``: mean over the samples that have the modality; NaN without any.
+        full: ``(batch,)``: the score given all modalities of the sample.
     """
 
     names: tuple[str, ...]
@@ -36,13 +36,13 @@ class ShapleyValues(NamedTuple):
     """The score of each sample, divided among its modalities.
 
     Attributes:
-        names: The modalities in declared order, the columns of the rest.
-        values: ``(batch, modalities)`` in the unit of the score, exactly 0 for an absent modality;
+        names: The modalities in declared order, the columns of the other attributes.
+        values: ``(batch, modalities)`` in the unit of the score, exactly 0 for a missing modality;
             a row sums to ``full - empty``.
-        mean: ``(modalities,)``: mean over the samples that have the modality; NaN for none.
-        standard_error: ``(batch, modalities)`` of ``values``: 0 where they are exact.
-        full: ``(batch,)``: the score with all that a sample has.
-        empty: ``(batch,)``: the score with nothing.
+        mean: ``(modalities,)``: mean over the samples that have the modality; NaN without any.
+        standard_error: ``(batch, modalities)`` of ``values``: 0 if they are exact.
+        full: ``(batch,)``: the score given all modalities of the sample.
+        empty: ``(batch,)``: the score without any modality.
     """
 
     names: tuple[str, ...]
@@ -62,20 +62,19 @@ def leave_one_out(
     present: Tensor | None = None,
     rows: int = 1024,
 ) -> LeaveOneOut:
-    r"""Measure what is lost without each modality, ``v(all) - v(all but k)``.
+    r"""Measure the loss of score without each modality, ``v(all) - v(all but k)``.
 
-    The fusion runs in eval mode and without gradients, and every part of it is put back into the
-    mode that it had. Of two modalities that say the same neither is missed; `shapley_values` shares
-    out what they say.
+    The fusion runs in eval mode without gradients. Afterwards each module is in its previous mode.
+    If two modalities are redundant, neither appears to matter; `shapley_values` divides the credit.
 
     Args:
         fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
-        features: Features by modality, as the fusion takes them.
-        value: Score of each sample from its context, as a head's logit of the true class; called
-            several times with the contexts of the same samples in the same order.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
-        rows: How many samples to fuse at once, counting each repeated one; at least one batch.
+        features: Features of each modality, as in a call of the fusion.
+        value: Function from contexts to one score per sample, such as the logit of the true class.
+            It is called several times with the contexts of the same samples in the same order.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
+        rows: Maximal number of samples fused at once, counting repetitions; at least one batch.
 
     Returns:
         The differences.
@@ -84,9 +83,9 @@ def leave_one_out(
         - value: ``(batch, dim)`` to ``(batch,)``
 
     Raises:
-        ValueError: If ``rows`` is no positive integer.
-        ShapeError: If ``fusion`` is no fusion, ``value`` returns something else, or the fusion
-            refuses the call.
+        ValueError: If ``rows`` is not a positive integer.
+        ShapeError: If ``fusion`` is not a fusion, ``value`` returns something else, or the fusion
+            rejects the call.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
@@ -119,30 +118,30 @@ def shapley_values(
     generator: torch.Generator | None = None,
     rows: int = 1024,
 ) -> ShapleyValues:
-    r"""Divide each sample's score among its modalities.
+    r"""Divide the score of each sample among its modalities.
 
         phi_k = sum over S without k of  |S|! (n - |S| - 1)! / n!  (v(S + k) - v(S))
 
-    with ``v(S)`` = ``value`` of the context by the modalities S alone. Source: Shapley, "A value
-    for n-person games" (1953). Up to 8 modalities all 2^n sets are computed; beyond, phi is the
-    mean over random orders of what k adds to those before it, and the standard error that of a mean
-    (Castro, Gomez & Tejada 2009). Either way a row sums to ``v(all) - v(none)``.
+    where ``v(S)`` is ``value`` of the context given only the modalities S. Source: Shapley, "A
+    value for n-person games" (1953). For up to 8 modalities all 2^n sets are computed. For more,
+    phi is the mean over random orders of the gain of k over the modalities before it, with the
+    standard error of that mean (Castro, Gomez & Tejada 2009). A row always sums to
+    ``v(all) - v(none)``.
 
-    The fusion runs in eval mode and without gradients, and every part of it is put back into the
-    mode that it had.
+    The fusion runs in eval mode without gradients. Afterwards each module is in its previous mode.
 
     Args:
         fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
-        features: Features by modality, as the fusion takes them.
-        value: Score of each sample from its context, as a head's logit of the true class; called
-            for every set of modalities with the contexts of the same samples in the same order. It
-            is asked about nothing at all too: a context of 0, or the learnt opening.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
-        permutations: How many orders to draw, at least 2; ``None`` for the exact values up to 8
-            modalities and 128 orders beyond.
-        generator: Where orders come from; ``None`` for the global one.
-        rows: How many samples to fuse at once, counting each repeated one; at least one batch.
+        features: Features of each modality, as in a call of the fusion.
+        value: Function from contexts to one score per sample, such as the logit of the true class.
+            It is called for every set of modalities, with the contexts of the same samples in the
+            same order. The empty set has a context of 0, or the learned initial context.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
+        permutations: Number of random orders, at least 2; ``None`` for exact values up to 8
+            modalities and 128 orders for more.
+        generator: Generator of random orders; ``None`` for the global one.
+        rows: Maximal number of samples fused at once, counting repetitions; at least one batch.
 
     Returns:
         The values.
@@ -151,9 +150,9 @@ def shapley_values(
         - value: ``(batch, dim)`` to ``(batch,)``
 
     Raises:
-        ValueError: If ``permutations`` or ``rows`` is no integer or too small.
-        ShapeError: If ``fusion`` is no fusion, ``value`` returns something else, or the fusion
-            refuses the call.
+        ValueError: If ``permutations`` or ``rows`` is not an integer or too small.
+        ShapeError: If ``fusion`` is not a fusion, ``value`` returns something else, or the fusion
+            rejects the call.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
@@ -172,8 +171,8 @@ def shapley_values(
     call = check_call(owner, fusion, features, masks, present)
     count = len(call.names)
     if permutations is None and count <= MOST_EXACT:
-        numbers = torch.arange(2**count).unsqueeze(1)
-        coalitions = (numbers >> torch.arange(count)) % 2 == 1
+        numbers = torch.arange(2**count, device="cpu").unsqueeze(1)
+        coalitions = (numbers >> torch.arange(count, device="cpu")) % 2 == 1
         scores = _scores(owner, call, coalitions, value, rows)
         values, error = _divide(scores, count), torch.zeros_like(call.here, dtype=scores.dtype)
         empty, full = scores[0], scores[-1]
@@ -211,7 +210,7 @@ def _scores(
 
 
 def _divide(scores: Tensor, count: int) -> Tensor:
-    """Return exact values ``(batch, modalities)``; bit k of a set's number says whether k is in."""
+    """Return exact values ``(batch, modalities)``; bit k of a set's number is 1 if it has k."""
     columns: list[Tensor] = []
     for k in range(count):
         without = [number for number in range(2**count) if not number >> k & 1]
@@ -222,16 +221,16 @@ def _divide(scores: Tensor, count: int) -> Tensor:
 
 
 def _chains(orders: Tensor) -> Tensor:
-    """Return nothing, everything, and for each order what stands before each but its first."""
+    """Return the empty set, the full set, and the proper prefixes of each order."""
     count = orders.shape[1]
     place = orders.argsort(dim=1).unsqueeze(1)
-    before = place < torch.arange(1, count).unsqueeze(1)
-    ends = torch.tensor([[False], [True]]).expand(2, count)
+    before = place < torch.arange(1, count, device=orders.device).unsqueeze(1)
+    ends = torch.tensor([[False], [True]], device=orders.device).expand(2, count)
     return torch.cat((ends, before.flatten(0, 1)))
 
 
 def _gains(scores: Tensor, orders: Tensor) -> Tensor:
-    """Return what each modality adds in each order, ``(orders, batch, modalities)``."""
+    """Return the gain of each modality in each order, ``(orders, batch, modalities)``."""
     draws, count = orders.shape
     between = scores[2:].reshape(draws, count - 1, scores.shape[1])
     empty, full = (end.expand(draws, 1, -1) for end in scores[:2])

@@ -1,4 +1,4 @@
-"""Numbers of the gates, step by step."""
+"""Statistics of the gates of each step."""
 
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ OWNER = "gate_statistics"
 
 
 class GateStatistics(NamedTuple):
-    """Update gates z of each step, in [0, 1]: 0 keeps the context, 1 overwrites it.
+    """Gates z of each step, in [0, 1]: 0 keeps the context, 1 overwrites it.
 
-    All are ``(steps,)``. Samples that lack the modality or open with it do not count; where none is
-    left all but ``samples`` is NaN.
+    All have the shape ``(steps,)``. Samples that lack the modality or open with it are excluded; if
+    none is left, all but ``samples`` are NaN.
 
     Attributes:
-        steps: Names of the modalities that go through a step, in the order of fusion: all with a
-            learnt opening, all but the first otherwise.
-        samples: How many samples took the step.
+        steps: Names of the modalities that are a step, in the order of fusion: all with a learned
+            opening, all but the first otherwise.
+        samples: Number of samples included.
         mean: Mean over these samples and the features.
         spread: Standard deviation over the same.
         between_samples: Standard deviation over the samples, then averaged over the features: how
-            much the gate depends on what it sees.
+            much the gate depends on its input.
         closed: Share of the gates below ``saturation``.
         open: Share of the gates above ``1 - saturation``.
     """
@@ -41,18 +41,18 @@ class GateStatistics(NamedTuple):
 def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStatistics:
     """Describe the gates of every step.
 
-    Standard deviations divide by the number of values, not by one less.
+    Standard deviations are computed without Bessel's correction.
 
     Args:
-        trace: What a `GatedRecurrentFusion` returns with ``return_trace=True``.
-        saturation: How near to 0 or 1 a gate counts as saturated, in (0, 0.5).
+        trace: Trace of a `GatedRecurrentFusion`, from ``return_trace=True``.
+        saturation: Distance from 0 or 1 below which a gate counts as saturated, in (0, 0.5).
 
     Returns:
-        The numbers.
+        The statistics.
 
     Raises:
         ValueError: If ``saturation`` is not in (0, 0.5).
-        ShapeError: If ``trace`` is no `FusionTrace`, or its tensors do not fit each other.
+        ShapeError: If ``trace`` is not a `FusionTrace`, or its tensors are inconsistent.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The signs that a chain of gates does not do what it is there for."""
+"""Warnings about gates that do not work as intended."""
 
 from typing import Literal, NamedTuple
 
@@ -16,10 +16,10 @@ class GateWarning(NamedTuple):
     """One finding about one step.
 
     Attributes:
-        kind: What is wrong.
-        modality: At whose step.
-        measured: The number that is too small.
-        limit: What it is too small for.
+        kind: The kind of problem.
+        modality: The modality of the step.
+        measured: The measured number, which is below the limit.
+        limit: The limit.
         message: What was measured, and what to try.
     """
 
@@ -37,30 +37,30 @@ def gate_warnings(
     closed_below: float = 0.01,
     constant_below: float = 0.005,
 ) -> list[GateWarning]:
-    r"""Look for the ways in which gates fail.
+    r"""Find gates that do not work as intended.
 
-        context collapse    mean of 1 - z_k  <  erased_below      what came before is erased
+        context collapse    mean of 1 - z_k  <  erased_below      the context so far is erased
         never let in        mean of z_k      <  closed_below
         constant gate       spread of z_k    <  constant_below    the gate ignores its input
 
-    The means are over features and over the samples that took the step, for the collapse only over
-    those that had another modality before. The spread is `GateStatistics.between_samples`; it is
-    looked at where two samples or more took the step, and where the gate is not one of the other
-    two already, which do not vary either. The limits are ours, and meant for a trained model: look
-    at a few hundred samples of a validation set.
+    The means are over the features and the samples that have the modality; for a collapse only over
+    samples that had another modality before. The spread is `GateStatistics.between_samples`. It is
+    checked if at least two samples have the modality, and if the gate has none of the other two
+    problems. The limits are rules of thumb for a trained model. Use a few hundred samples of a
+    validation set.
 
     Args:
-        trace: What a `GatedRecurrentFusion` returns with ``return_trace=True``.
-        erased_below: Share of the context that a step has to keep, in (0, 1).
-        closed_below: Mean that a gate has to reach, in (0, 1).
-        constant_below: Standard deviation over samples that a gate has to reach, in (0, 1).
+        trace: Trace of a `GatedRecurrentFusion`, from ``return_trace=True``.
+        erased_below: Minimal share of the context that a step should keep, in (0, 1).
+        closed_below: Minimal mean of a gate, in (0, 1).
+        constant_below: Minimal standard deviation of a gate over samples, in (0, 1).
 
     Returns:
-        The findings in the order of fusion, none for a sound chain.
+        The findings in the order of fusion; empty if there are none.
 
     Raises:
         ValueError: If a limit is not in (0, 1).
-        ShapeError: If ``trace`` is no `FusionTrace`, or its tensors do not fit each other.
+        ShapeError: If ``trace`` is not a `FusionTrace`, or its tensors are inconsistent.
 
     Examples:
         >>> import torch

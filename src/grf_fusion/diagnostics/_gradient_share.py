@@ -1,4 +1,4 @@
-"""Who learns: the share of the gradient that reaches each modality."""
+"""The share of the gradient that reaches each modality."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
@@ -18,13 +18,13 @@ class GradientShare(NamedTuple):
     """How the gradient of a loss is divided among the modalities.
 
     Attributes:
-        names: The modalities in declared order, the columns of the rest.
+        names: The modalities in declared order, the columns of the other attributes.
         norms: ``(batch, modalities)``: Euclidean norm of the gradient at the projected modality, in
-            the unit of the loss; exactly 0 for an absent one.
-        shares: ``(batch, modalities)``: the same divided by its sum; a row sums to 1, or is 0 where
-            nothing gets a gradient.
-        mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN for
-            none.
+            the unit of the loss; exactly 0 if it is missing.
+        shares: ``(batch, modalities)``: the same divided by its sum; a row sums to 1, or is 0 if
+            there is no gradient.
+        mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN
+            without any.
     """
 
     names: tuple[str, ...]
@@ -41,24 +41,24 @@ def gradient_share(
     masks: Mapping[str, Tensor | None] | None = None,
     present: Tensor | None = None,
 ) -> GradientShare:
-    r"""Measure how much of a loss's gradient reaches each modality.
+    r"""Measure how much of the gradient of a loss reaches each modality.
 
         g_k     = || d loss / d p_k ||        p_k = x_k W_k + b_k, all steps of a sample
         share_k = g_k / (g_1 + ... + g_n)
 
-    Taken at the projected modality and not at the projection's weights: p_k has ``embed_dim``
-    features whatever the modality, so that neither its width nor the scale of its features counts,
-    and every sample has a gradient of its own.
+    The gradient is taken at the projected modality, not at the weights of the projection. p_k has
+    ``embed_dim`` features for every modality, so the result does not depend on the width or scale
+    of the modality, and every sample has its own gradient.
 
-    The fusion runs in eval mode, every part of it is put back into the mode that it had, and no
-    parameter's ``grad`` is touched. It works with frozen weights and under `torch.no_grad`.
+    The fusion runs in eval mode. Afterwards each module is in its previous mode, and no ``grad`` of
+    a parameter has changed. It works with frozen weights and under `torch.no_grad`.
 
     Args:
         fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
-        features: Features by modality, as the fusion takes them.
-        loss: Loss of the batch from its contexts, as `cross_entropy` of a head.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
+        features: Features of each modality, as in a call of the fusion.
+        loss: Function from contexts to the loss of the batch, such as a head with `cross_entropy`.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
 
     Returns:
         Norms and shares.
@@ -67,8 +67,8 @@ def gradient_share(
         - loss: ``(batch, dim)`` to ``()``
 
     Raises:
-        ShapeError: If ``fusion`` is no fusion with projections, ``loss`` returns no number that
-            depends on the context, or the fusion refuses the call.
+        ShapeError: If ``fusion`` is not a fusion with projections, ``loss`` does not return one
+            number that depends on the context, or the fusion rejects the call.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion

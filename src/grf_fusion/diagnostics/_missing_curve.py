@@ -1,4 +1,4 @@
-"""How a metric falls while modalities go missing."""
+"""A metric against the number of missing modalities."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,11 +14,12 @@ OWNER = "missing_curve"
 
 
 class MissingCurve(NamedTuple):
-    """A metric by the number of modalities that were taken from every sample.
+    """A metric by the number of modalities removed from every sample.
 
     Attributes:
-        missing: How many were taken, from 0 to one less than there are.
-        values: ``(len(missing), draws)`` in the unit of the metric; the row of 0 holds one number.
+        missing: Number of removed modalities, from 0 to one less than there are.
+        values: ``(len(missing), draws)`` in the unit of the metric; the row of 0 holds one
+            number.
     """
 
     missing: tuple[int, ...]
@@ -35,23 +36,22 @@ def missing_curve(
     draws: int = 5,
     generator: torch.Generator | None = None,
 ) -> MissingCurve:
-    """Compute a metric while more and more modalities are taken away.
+    """Compute a metric while more and more modalities are removed.
 
-    Which ones is drawn for each sample by itself, uniformly among those that it has; a sample that
-    has fewer than are to be taken loses all. Seed ``generator`` alike to compare fusions by the
-    same gaps.
+    The removed modalities are drawn independently and uniformly for each sample, among those that
+    it has. A sample that has fewer loses all. To compare fusions on the same draws, use generators
+    with the same seed.
 
-    The fusion runs in eval mode and without gradients, and every part of it is put back into the
-    mode that it had.
+    The fusion runs in eval mode without gradients. Afterwards each module is in its previous mode.
 
     Args:
         fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
-        features: Features by modality, as the fusion takes them.
-        metric: One number of the batch from its contexts, as a head's accuracy.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
-        draws: How often to draw what is missing.
-        generator: Where that comes from; ``None`` for the global one.
+        features: Features of each modality, as in a call of the fusion.
+        metric: Function from contexts to one number for the batch, such as the accuracy of a head.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
+        draws: Number of random draws.
+        generator: Generator of the draws; ``None`` for the global one.
 
     Returns:
         The curve.
@@ -60,9 +60,9 @@ def missing_curve(
         - metric: ``(batch, dim)`` to ``()``
 
     Raises:
-        ValueError: If ``draws`` is no positive integer.
-        ShapeError: If ``fusion`` is no fusion, ``metric`` returns no number, or the fusion refuses
-            the call.
+        ValueError: If ``draws`` is not a positive integer.
+        ShapeError: If ``fusion`` is not a fusion, ``metric`` does not return one number, or the
+            fusion rejects the call.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion

@@ -1,4 +1,4 @@
-"""Checks of what diagnostics are asked for; their first argument is who refuses."""
+"""Checks of the options of diagnostics; the first argument is the name for the message."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -7,10 +7,10 @@ from grf_fusion._checks.arguments import ShapeError
 
 
 def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1.0) -> None:
-    """Refuse a threshold outside (0, ``most``).
+    """Check that a threshold is in (0, ``most``).
 
     Raises:
-        ValueError: If it is.
+        ValueError: If it is not.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < cast(float, value) < most:
@@ -20,10 +20,10 @@ def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1
 
 
 def expect_several(owner: str, argument: str, value: object) -> None:
-    """Refuse a number of draws that has no standard error.
+    """Check a number of draws, which needs a standard error.
 
     Raises:
-        ValueError: If it is no integer of at least 2.
+        ValueError: If it is not an integer of at least 2.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 2:
         raise ValueError(
@@ -32,10 +32,10 @@ def expect_several(owner: str, argument: str, value: object) -> None:
 
 
 def expect_function(owner: str, argument: str, value: object) -> Callable[..., Any]:
-    """Refuse what cannot be called, and return the rest.
+    """Return a function after checking that it can be called.
 
     Raises:
-        ShapeError: If it cannot.
+        ShapeError: If it cannot be called.
     """
     if not callable(value):
         raise ShapeError(

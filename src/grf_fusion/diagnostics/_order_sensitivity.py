@@ -25,10 +25,10 @@ class OrderSensitivity(NamedTuple):
         orders: The orders, all different, the declared one first.
         values: ``(orders,)`` in the unit of the metric.
         mean: Mean of ``values``.
-        spread: Their standard deviation, divided by their number and not by one less.
-        lowest: The smallest of them.
-        highest: The largest of them.
-        every: Whether ``orders`` are all that there are.
+        spread: Standard deviation of ``values``, without Bessel's correction.
+        lowest: Smallest of ``values``.
+        highest: Largest of ``values``.
+        every: Whether ``orders`` contains all possible orders.
     """
 
     orders: tuple[tuple[str, ...], ...]
@@ -50,25 +50,23 @@ def order_sensitivity(
     orders: int | None = None,
     generator: torch.Generator | None = None,
 ) -> OrderSensitivity:
-    """Compute a metric under other orders of fusion than the declared one.
+    """Compute a metric in several orders of fusion.
 
-    Of a fusion with ``share_weights=False`` and ``opening="first"`` the modality declared first has
-    no step of its own and keeps its place; the others change theirs. It was trained in one order:
-    what is measured is what the trained weights make of another one, not what training in that
-    order would give.
+    With ``share_weights=False`` and ``opening="first"`` the modality declared first has no step of
+    its own, so it stays first. The function measures how a trained model performs in other orders,
+    not how a model trained in these orders would perform.
 
-    The fusion runs in eval mode and without gradients, and every part of it is put back into the
-    mode that it had.
+    The fusion runs in eval mode without gradients. Afterwards each module is in its previous mode.
 
     Args:
         fusion: The fusion.
-        features: Features by modality, as the fusion takes them.
-        metric: One number of the batch from its contexts, as a head's accuracy.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
-        orders: How many different orders, the declared one included; ``None`` for all where at most
-            5 modalities change places and 120 beyond. Never more than there are.
-        generator: Where orders come from; ``None`` for the global one.
+        features: Features of each modality, as in a call of the fusion.
+        metric: Function from contexts to one number for the batch, such as the accuracy of a head.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
+        orders: Number of different orders, including the declared one; ``None`` for all orders of
+            up to 5 modalities that can change places, and 120 for more.
+        generator: Generator of random orders; ``None`` for the global one.
 
     Returns:
         Orders and values.
@@ -77,15 +75,15 @@ def order_sensitivity(
         - metric: ``(batch, dim)`` to ``()``
 
     Raises:
-        ValueError: If ``orders`` is no positive integer.
-        ShapeError: If ``fusion`` is no `GatedRecurrentFusion`, ``metric`` returns no number, or the
-            fusion refuses the call.
+        ValueError: If ``orders`` is not a positive integer.
+        ShapeError: If ``fusion`` is not a `GatedRecurrentFusion`, ``metric`` does not return one
+            number, or the fusion rejects the call.
 
     Examples:
         >>> widths = {"text": 6, "audio": 5, "depth": 7}
         >>> fusion = GatedRecurrentFusion(widths, embed_dim=8, num_heads=2)
         >>> features = {name: torch.randn(4, 3, width) for name, width in widths.items()}
-        >>> result = order_sensitivity(fusion, features, lambda context: context.square().mean())
+        >>> result = order_sensitivity(fusion, features, lambda c: c.square().mean())
         >>> len(result.orders), result.every
         (6, True)
     """
@@ -98,7 +96,7 @@ def order_sensitivity(
     if orders is not None:
         expect_size(OWNER, "orders", orders)
     call = check_call(OWNER, fusion, features, masks, present)
-    fixed = 1 if fusion.blocks is not None and fusion.opening == "first" else 0
+    fixed = 1 if fusion.units is not None and fusion.opening == "first" else 0
     head, free = call.names[:fixed], call.names[fixed:]
     count = math.factorial(len(free))
     if orders is None:
@@ -125,7 +123,7 @@ def order_sensitivity(
 def _permutations(
     names: Sequence[str], number: int, generator: torch.Generator | None
 ) -> list[tuple[str, ...]]:
-    """Return so many different permutations, the given one first."""
+    """Return ``count`` different permutations, the given one first."""
     if len(names) <= MOST_EXACT:
         every = list(itertools.permutations(names))
         shuffled = draw(generator, len(every) - 1).argsort() + 1

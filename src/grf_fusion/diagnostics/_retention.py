@@ -1,4 +1,4 @@
-"""Retention: whose contribution is still there at the end of the chain."""
+"""Retention: the share of each modality that remains in the final context."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,15 @@ from grf_fusion.diagnostics._trace import mean_where, read_trace
 
 
 class Retention(NamedTuple):
-    """Shares of the final context, dimensionless, by who wrote them.
+    """Share of each modality in the final context.
 
     Attributes:
-        order: Names of the modalities in the order of fusion, the columns of the rest.
-        shares: ``(batch, modalities)``: mean over the features, 0 for an absent modality.
-        start: ``(batch,)``: the share of what the sample started from: the learnt vector, or with
-            ``opening="first"`` nothing, so that it is 0, and 1 for a sample that has no modality.
-            ``start`` and a row of ``shares`` sum to 1.
-        mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN
-            where no sample has it.
+        order: Names of the modalities in the order of fusion, the columns of the other attributes.
+        shares: ``(batch, modalities)``: mean over the features, 0 for a missing modality.
+        start: ``(batch,)``: share of the learned initial context. With ``opening="first"`` it is 0,
+            or 1 for a sample without any modality. ``start`` and a row of ``shares`` sum to 1.
+        mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN if
+            no sample has it.
         mean_start: ``()``: mean of ``start`` over all samples.
         by_feature: ``(batch, 1 + modalities, dim)``: the shares of each feature, ``start`` first.
     """
@@ -33,7 +32,7 @@ class Retention(NamedTuple):
 
 
 def retention(trace: FusionTrace) -> Retention:
-    r"""Tell how much of each modality's contribution survives to the end.
+    r"""Measure the share of each modality that remains in the final context.
 
     A chain of gates z_k unrolls into a weighted mean of its candidates c_k,
 
@@ -41,25 +40,24 @@ def retention(trace: FusionTrace) -> Retention:
         h_n = s_0 h_0 + s_1 c_1 + ... + s_n c_n
         s_k = z_k (1 - z_{k+1}) ... (1 - z_n),    s_0 = (1 - z_1) ... (1 - z_n)
 
-    for each feature; the shares s are at least 0 and sum to 1. With ``opening="first"`` the
-    modality k that opens a sample has s_k = (1 - z_{k+1}) ... (1 - z_n). A modality that a sample
-    lacks has z_k = 0. Source: the recurrence of GRF, arXiv 2507.02985, unrolled.
+    for each feature. The shares s are at least 0 and sum to 1. With ``opening="first"`` the
+    modality k that opens a sample has s_k = (1 - z_{k+1}) ... (1 - z_n). A missing modality has
+    z_k = 0. Source: the recurrence of GRF, arXiv 2507.02985, unrolled.
 
-    With ``form="residual"`` this is exact: h_n is that sum. With ``form="paper"`` h_{k-1} stands
-    for what the block has made of it, and each step ends with a LayerNorm, so the shares are those
-    of the gates alone. With ``context="sequence"`` each step of the context has shares of its own;
-    those here are their means over its real steps. A candidate has seen the context: a share tells
-    at which step something was written, not which modality alone it is due to; for that see
-    `shapley_values`.
+    With ``form="residual"`` this is exact: h_n is that sum. With ``form="paper"`` the gate keeps
+    the output of the block, and each step ends with a LayerNorm, so the shares describe only the
+    gates. With ``context="sequence"`` each time step has its own shares; the result is their mean
+    over the real steps. A candidate also depends on the context. A share therefore shows at which
+    step a value was written, not where its information came from; for that see `shapley_values`.
 
     Args:
-        trace: What a `GatedRecurrentFusion` returns with ``return_trace=True``.
+        trace: Trace of a `GatedRecurrentFusion`, from ``return_trace=True``.
 
     Returns:
         The shares, differentiable in the gates.
 
     Raises:
-        ShapeError: If ``trace`` is no `FusionTrace`, or its tensors do not fit each other.
+        ShapeError: If ``trace`` is not a `FusionTrace`, or its tensors are inconsistent.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion

@@ -1,4 +1,4 @@
-"""What a trace says about each step, read once for all diagnostics."""
+"""The steps of a trace, for all diagnostics."""
 
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ class Steps(NamedTuple):
 
     Attributes:
         names: Names of the modalities.
-        gates: ``(batch, modalities, dim)``, at least float32: 0 where none was applied.
-        full_gates: ``(batch, modalities, time, dim)``: the same before they were averaged over the
-            steps of a context that is a sequence; ``time`` is 1 for one vector.
-        mask: ``(batch, time)``: the real steps among these.
+        gates: ``(batch, modalities, dim)``, at least float32: 0 if none was applied.
+        full_gates: ``(batch, modalities, time, dim)``: the same before the mean over the time steps
+            of a context that is a sequence; ``time`` is 1 for one vector.
+        mask: ``(batch, time)``: the real ones of these time steps.
         present: ``(batch, modalities)``.
         opener: ``(batch, modalities)``: True where the modality opens the sample's context.
-        learned: Whether every sample starts from a learnt vector, so that there is no opener.
+        learned: Whether every sample starts from a learned vector, without an opener.
     """
 
     names: tuple[str, ...]
@@ -38,19 +38,19 @@ class Steps(NamedTuple):
 
 
 def read_trace(owner: str, trace: object) -> Steps:
-    """Check a trace and read it.
+    """Check a trace and return its steps.
 
-    A learnt opening is told by the gates: it has one for the first modality too.
+    A learned opening is recognised by the gates: the first modality then has one too.
 
     Args:
-        owner: Function that refuses.
+        owner: Name of the function, for the message.
         trace: The value.
 
     Returns:
         The steps.
 
     Raises:
-        ShapeError: If it is no trace, or its tensors do not fit each other.
+        ShapeError: If it is not a trace, or its tensors are inconsistent.
     """
     if not isinstance(trace, FusionTrace):
         raise ShapeError(
@@ -90,5 +90,5 @@ def read_trace(owner: str, trace: object) -> Steps:
 
 
 def mean_where(values: Tensor, here: Tensor) -> Tensor:
-    """Mean of each column over the samples marked in ``here``; NaN where none is."""
+    """Mean of each column over the samples marked in ``here``; NaN without any."""
     return values.masked_fill(~here, 0.0).sum(dim=0) / here.sum(dim=0)

@@ -1,4 +1,4 @@
-"""Pictures of what `grf_fusion.diagnostics` measures; needs matplotlib: ``grf-fusion[viz]``.
+"""Figures of the results of `grf_fusion.diagnostics`; needs matplotlib: ``grf-fusion[viz]``.
 
 Each function draws into ``ax``, or into a new figure, and returns the `matplotlib.axes.Axes`.
 Colours are viridis, cividis and those of Okabe & Ito, which colour-blind readers can tell apart.

@@ -1,4 +1,4 @@
-"""What is attended to, as a heat map."""
+"""Attention weights as a heat map."""
 
 # pyright: reportUnknownMemberType=false
 # (matplotlib leaves the types of keyword arguments open.)
@@ -17,15 +17,15 @@ def plot_attention(
     head: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what a sample's queries read, as a heat map.
+    """Draw the attention weights of a sample as a heat map.
 
     Args:
-        weights: One of the `AttentionWeights` that `grf_fusion.diagnostics.attention_maps` returns.
-        sample: Which sample, counted from 0.
-        layer: Which layer, likewise.
-        head: Which head, likewise; ``None`` for the mean of all, or where there is one query for a
-            row of each.
-        ax: Where to draw; ``None`` for a new figure.
+        weights: One of the `AttentionWeights` from `grf_fusion.diagnostics.attention_maps`.
+        sample: Index of the sample.
+        layer: Index of the layer.
+        head: Index of the head; ``None`` for the mean over heads, or, with a single query, for one
+            row per head.
+        ax: Axes to draw into; ``None`` for a new figure.
 
     Returns:
         The axes.
@@ -34,7 +34,7 @@ def plot_attention(
         - weights: ``(batch, layers, heads, queries, keys)``
 
     Raises:
-        ShapeError: If ``weights`` has another shape, or an index is beyond it.
+        ShapeError: If ``weights`` has another shape, or an index is out of range.
     """
     owner = "plot_attention"
     tensor = expect_tensor(owner, "weights", weights)

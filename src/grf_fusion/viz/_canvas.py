@@ -1,4 +1,4 @@
-"""What all pictures share: axes, colours, heat maps, and the only import of matplotlib."""
+"""Shared code of all figures: axes, colours, heat maps, and the only import of matplotlib."""
 
 # pyright: reportUnknownMemberType=false
 # (matplotlib leaves the types of keyword arguments open.)
@@ -29,7 +29,7 @@ def choose_axes(ax: Axes | None) -> Axes:
 
 
 def choose_colours(count: int) -> list[str]:
-    """Return colours: of a set where there are few, and from a ramp, in order, where many."""
+    """Return colours: from a fixed set if there are few, from a ramp if there are many."""
     if count <= len(OKABE_ITO):
         return list(OKABE_ITO[:count])
     ramp = colormaps["viridis"]
@@ -37,7 +37,7 @@ def choose_colours(count: int) -> list[str]:
 
 
 def readable_on(colour: str) -> str:
-    """Return black or white, whichever stands out."""
+    """Return black or white, whichever has more contrast."""
     red, green, blue = colors.to_rgb(colour)
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 

@@ -1,4 +1,4 @@
-"""The way of the context through a plane."""
+"""The path of the context in a plane."""
 
 # pyright: reportUnknownMemberType=false
 # (matplotlib leaves the types of keyword arguments open.)
@@ -23,19 +23,19 @@ def plot_context_path(
     step: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the way of the context through the plane of its two principal components.
+    """Draw the path of the context in the plane of its first two principal components.
 
-    The plane is that of the contexts of all samples after all steps, so that pictures of several
-    steps can be compared. Lines follow the mean context of each class from step to step; points are
-    the samples.
+    The plane is computed from the contexts of all samples after all steps, so that figures of
+    different steps can be compared. Lines follow the mean context of each class from step to step;
+    points are the samples.
 
     Args:
-        trace: What a `GatedRecurrentFusion` returns with ``return_trace=True``.
+        trace: Trace of a `GatedRecurrentFusion`, from ``return_trace=True``.
         labels: Class of each sample.
-        names: What to call a class; ``None`` for its number.
-        step: After which step to draw the samples, counted from 0, without the lines; ``None`` for
-            the lines, and the samples after the last step.
-        ax: Where to draw; ``None`` for a new figure.
+        names: Names of the classes; ``None`` for their numbers.
+        step: Index of the step after which to draw the samples, without lines; ``None`` for lines,
+            and the samples after the last step.
+        ax: Axes to draw into; ``None`` for a new figure.
 
     Returns:
         The axes.
@@ -44,8 +44,8 @@ def plot_context_path(
         - labels: ``(batch,)``
 
     Raises:
-        ShapeError: If ``trace`` is no `FusionTrace`, its context has fewer than two features,
-            ``labels`` has another shape, or ``step`` is none of its steps.
+        ShapeError: If ``trace`` is not a `FusionTrace`, its context has fewer than two features,
+            ``labels`` has another shape, or ``step`` is out of range.
     """
     owner = "plot_context_path"
     order = read_trace(owner, trace).names
@@ -97,7 +97,7 @@ def plot_context_path(
 
 
 def _project(contexts: Tensor) -> tuple[Tensor, list[float]]:
-    """Return the contexts in the plane of most variance, and the share of each of its axes."""
+    """Return the contexts in the plane of largest variance, and the share of each axis."""
     rows = contexts.flatten(0, 1)
     centred = rows - rows.mean(dim=0)
     scatter = centred.T @ centred

@@ -1,4 +1,4 @@
-"""A metric against what is missing, and against the order of fusion."""
+"""A metric against missing modalities, and against the order of fusion."""
 
 # pyright: reportUnknownMemberType=false
 # (matplotlib leaves the types of keyword arguments open.)
@@ -23,12 +23,12 @@ from grf_fusion.viz._canvas import (
 def plot_missing_curve(
     curves: Mapping[str, MissingCurve], *, metric: str, ax: Axes | None = None
 ) -> Axes:
-    """Draw how a metric falls while modalities go missing: mean, lowest and highest of the draws.
+    """Draw a metric against the number of missing modalities: mean and range of the draws.
 
     Args:
-        curves: What `grf_fusion.diagnostics.missing_curve` returns, by the name of the fusion.
+        curves: Results of `grf_fusion.diagnostics.missing_curve`, by the name of the fusion.
         metric: Name of the metric and its unit, for the axis.
-        ax: Where to draw; ``None`` for a new figure.
+        ax: Axes to draw into; ``None`` for a new figure.
 
     Returns:
         The axes.
@@ -62,9 +62,9 @@ def plot_order_sensitivity(
     """Draw the metric of every order, sorted, with the declared one marked.
 
     Args:
-        sensitivity: What `grf_fusion.diagnostics.order_sensitivity` returns.
+        sensitivity: Result of `grf_fusion.diagnostics.order_sensitivity`.
         metric: Name of the metric and its unit, for the axis.
-        ax: Where to draw; ``None`` for a new figure.
+        ax: Axes to draw into; ``None`` for a new figure.
 
     Returns:
         The axes.

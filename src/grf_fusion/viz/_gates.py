@@ -1,4 +1,4 @@
-"""Gates as a heat map, and whose contribution they keep."""
+"""Gates as a heat map, and the shares that remain in the context."""
 
 # pyright: reportUnknownMemberType=false
 # (matplotlib leaves the types of keyword arguments open.)
@@ -30,20 +30,20 @@ LABELLED = 0.05
 def plot_gates(
     trace: FusionTrace, *, by: Literal["feature", "sample"] = "feature", ax: Axes | None = None
 ) -> Axes:
-    """Draw the update gates of every step as a heat map, steps from top to bottom.
+    """Draw the gates of every step as a heat map, steps from top to bottom.
 
     Args:
-        trace: What a `GatedRecurrentFusion` returns with ``return_trace=True``.
-        by: What the columns are: features, averaged over the samples that took the step, or
-            samples, averaged over the features. Grey where no gate was applied.
-        ax: Where to draw; ``None`` for a new figure.
+        trace: Trace of a `GatedRecurrentFusion`, from ``return_trace=True``.
+        by: ``"feature"`` for a column per feature, averaged over samples, or ``"sample"`` for a
+            column per sample, averaged over features. Cells without a gate are grey.
+        ax: Axes to draw into; ``None`` for a new figure.
 
     Returns:
         The axes.
 
     Raises:
         ValueError: If ``by`` is unknown.
-        ShapeError: If ``trace`` is no `FusionTrace`, or has no step.
+        ShapeError: If ``trace`` is not a `FusionTrace`, or has no step.
     """
     expect_choice("plot_gates", "by", by, ("feature", "sample"))
     steps = read_trace("plot_gates", trace)
@@ -69,12 +69,12 @@ def plot_gates(
 def plot_retention(
     retention: Retention, *, groups: Mapping[str, Tensor] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draw whose contribution survives, as one stacked bar for each group of samples.
+    """Draw the share of each modality as one stacked bar for each group of samples.
 
     Args:
-        retention: What `grf_fusion.diagnostics.retention` returns.
-        groups: Samples by group, as ``{"fault": labels == 1}``; ``None`` for one bar of all.
-        ax: Where to draw; ``None`` for a new figure.
+        retention: Result of `grf_fusion.diagnostics.retention`.
+        groups: Samples of each group, such as ``{"fault": labels == 1}``; ``None`` for one bar.
+        ax: Axes to draw into; ``None`` for a new figure.
 
     Returns:
         The axes.

@@ -1,0 +1,252 @@
+"""What `benchmarks.gpu` measures: batches, models and the rows, the most important ones first."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import contestants
+from benchmarks.contestants import Contestant, Peer, Perceiver, Size, TorchEncoder, XEncoder
+from grf_fusion import GatedRecurrentFusion, mask_from_lengths
+from grf_fusion.baselines import ConcatFusion
+
+SMALL = Size()
+WIDE = Size(dim=512, heads=8, layers=2, hidden=2048)
+PACKED, PADDED, PAPER = "ours", "ours, padded", "ours, paper's form"
+AUTHOR, MULT = "author's design", "MulT"
+EARLY, OUR_EARLY = "early concatenation, nn.TransformerEncoder", "early concatenation, ConcatFusion"
+PERCEIVER, X_ENCODER = "Perceiver IO", "early concatenation, x-transformers"
+EAGER, COMPILED = "eager", "compiled"
+BLOCK_COMPILED, LAYERS_COMPILED = "block compiled", "layers compiled"
+OVERHEAD, CAPTURED = "compiled, reduce-overhead", "captured in a CUDA graph"
+BF16, AUTOCAST, FLOAT32 = "bf16", "autocast bf16", "float32"
+
+
+class Batch(NamedTuple):
+    """Features and masks on the device.
+
+    Attributes:
+        features: ``(batch, time, width)`` by modality.
+        masks: ``(batch, time)`` by modality, ``None`` where every step is real.
+        real: Share of the steps that are real.
+    """
+
+    features: dict[str, Tensor]
+    masks: dict[str, Tensor] | None
+    real: float
+
+
+class Load(NamedTuple):
+    """One batch shape.
+
+    Attributes:
+        title: What a table calls it.
+        batch: Samples.
+        lengths: Padded length by modality.
+        width: Feature width of every modality.
+        size: Size of the models.
+        fewest: Share of the steps that is real at least; 1 for no padding and no masks.
+    """
+
+    title: str
+    batch: int
+    lengths: tuple[int, ...]
+    width: int
+    size: Size
+    fewest: float = 1.0
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """Feature width of each modality."""
+        return {f"m{k}": self.width for k in range(len(self.lengths))}
+
+    def draw(self, device: str, dtype: torch.dtype) -> Batch:
+        """Draw features, random in padding too, and masks whose lengths the host knows."""
+        generator = torch.Generator().manual_seed(0)
+        features: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
+        real = 0
+        for name, time in zip(self.modalities, self.lengths, strict=True):
+            shape = (self.batch, time, self.width)
+            features[name] = torch.randn(shape, generator=generator).to(device, dtype)
+            fewest = max(1, math.ceil(self.fewest * time))
+            lengths = torch.randint(fewest, time + 1, (self.batch,), generator=generator)
+            masks[name] = mask_from_lengths(lengths, time, device=device)
+            real += int(lengths.sum())
+        share = real / (self.batch * sum(self.lengths))
+        return Batch(features, None if self.fewest == 1.0 else masks, share)
+
+
+class Row(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        load: Batch shape.
+        model: Key of `MODELS`.
+        mode: How it is run.
+        precision: Numbers of weights and features; with autocast weights stay float32.
+        training: Whether a training step or a forward pass without gradients is measured.
+    """
+
+    load: Load
+    model: str
+    mode: str = EAGER
+    precision: str = BF16
+    training: bool = True
+
+
+def ours(**options: object) -> Callable[[Load], Contestant]:
+    """Our module with these options."""
+
+    def build(load: Load) -> Contestant:
+        dim, heads, layers, hidden = load.size
+        fusion = GatedRecurrentFusion(
+            load.modalities,
+            embed_dim=dim,
+            num_heads=heads,
+            num_layers=layers,
+            dim_feedforward=hidden,
+            **options,
+        )
+        return Contestant(fusion, lambda x, masks: fusion(x, masks=masks))
+
+    return build
+
+
+def _our_early(load: Load) -> Contestant:
+    dim, heads, layers, hidden = load.size
+    sizes = {"embed_dim": dim, "num_heads": heads, "num_layers": layers}
+    fusion = ConcatFusion(load.modalities, stage="early", dim_feedforward=hidden, **sizes)
+    return Contestant(fusion, lambda x, masks: fusion(x, masks=masks))
+
+
+def _peer(body: Callable[[Size], nn.Module]) -> Callable[[Load], Contestant]:
+    def build(load: Load) -> Contestant:
+        module = Peer(load.modalities, body(load.size), load.size.dim)
+        return Contestant(module, module)
+
+    return build
+
+
+MODELS: Mapping[str, Callable[[Load], Contestant]] = {
+    PACKED: ours(),
+    PADDED: ours(packing=False),
+    PAPER: ours(form="paper"),
+    AUTHOR: lambda load: contestants.author(load.modalities, 0.0, load.size),
+    MULT: lambda load: contestants.mult(load.modalities, 0.0, load.size),
+    EARLY: _peer(lambda size: TorchEncoder(0.0, size)),
+    OUR_EARLY: _our_early,
+    X_ENCODER: _peer(lambda size: XEncoder(0.0, size)),
+    PERCEIVER: _peer(Perceiver),
+}
+
+
+def loads(*, quick: bool) -> dict[str, Load]:
+    """Return the batch shapes by key; `quick` shrinks them to a trial run."""
+    wide = Size(dim=16, heads=2, layers=1, hidden=32) if quick else WIDE
+    small = wide if quick else SMALL
+    one = wide._replace(layers=1)
+    few, time, long, chain = (2, 8, 16, 3) if quick else (256, 512, 4096, 38)
+    of_d = "D: three modalities of length {}, batch 4, no padding"
+    found = {
+        "wide": Load(
+            f"width {wide.dim}, {wide.layers} layers, batch {few}, three modalities of lengths to "
+            f"{time}, 20 to 100 % real",
+            *(few, 3 * (time,), wide.dim, wide, 0.2),
+        ),
+        "chain": Load(
+            f"{chain} modalities of length 16, width {small.dim}, one layer, batch 64, no padding",
+            *(64, chain * (16,), small.dim, small._replace(layers=1)),
+        ),
+        "long": Load(
+            f"width {wide.dim}, {wide.layers} layers, batch 16, three modalities of lengths to "
+            f"{long}, 20 to 100 % real",
+            *(16, 3 * (long,), wide.dim, wide, 0.2),
+        ),
+        "A": Load(
+            "A: lengths to 50, 375, 500, batch 32, 20 to 100 % real",
+            *(32, (5, 7, 11) if quick else (50, 375, 500), 20, small, 0.2),
+        ),
+        "C": Load(
+            f"C: {min(chain, 16)} modalities of length 50, batch 16, no padding",
+            *(16, min(chain, 16) * (5 if quick else 50,), 64, small),
+        ),
+    }
+    for length in (4, 8, 16, 32) if quick else (1024, 2048, 4096, 8192):
+        found[f"D{length}"] = Load(of_d.format(length), 4, 3 * (length,), 64, small)
+        found[f"M{length}"] = Load(
+            f"three modalities of length {length}, width {wide.dim}, one layer, batch 4, "
+            "no padding",
+            *(4, 3 * (length,), wide.dim, one),
+        )
+    return found
+
+
+def rows(*, quick: bool) -> list[Row]:
+    """Return what is measured, the most important rows first."""
+    by = loads(quick=quick)
+    wide, chain, long = by["wide"], by["chain"], by["long"]
+    lengths = [int(key[1:]) for key in by if key[0] == "M"]
+    first = [
+        Row(wide, PACKED),
+        Row(wide, PADDED),
+        Row(wide, AUTHOR),
+        Row(wide, EARLY),
+        Row(chain, EARLY),
+        Row(chain, PACKED),
+        Row(chain, EARLY, CAPTURED),
+        Row(chain, PACKED, CAPTURED),
+        # Captured, because launches hide how the time grows with the length.
+        *(Row(by[f"M{length}"], PACKED, CAPTURED) for length in lengths),
+        Row(by[f"M{lengths[-1]}"], PACKED),
+        Row(wide, PAPER),
+        Row(long, PACKED),
+        Row(long, PADDED),
+        # A row that compiles takes half a minute or more.
+        Row(wide, PACKED, LAYERS_COMPILED),
+        Row(wide, AUTHOR, COMPILED),
+        Row(wide, PADDED, COMPILED),
+        Row(wide, MULT),
+        Row(wide, PACKED, precision=AUTOCAST),
+        Row(wide, AUTHOR, precision=AUTOCAST),
+        Row(wide, PACKED, precision=FLOAT32),
+        Row(wide, PACKED, training=False),
+        Row(wide, PADDED, training=False),
+        Row(wide, AUTHOR, training=False),
+        Row(chain, AUTHOR),
+        Row(chain, AUTHOR, CAPTURED),
+        Row(long, AUTHOR),
+        Row(long, EARLY),
+    ]
+    of_page = [
+        Row(load, model, mode)
+        for load, mode in (
+            (by["A"], EAGER),
+            (by["A"], CAPTURED),
+            (by["C"], EAGER),
+            (by["C"], CAPTURED),
+            (by[f"D{lengths[-1]}"], EAGER),
+        )
+        for model in (PACKED, PAPER, AUTHOR, MULT, EARLY)
+    ]
+    others = [
+        Row(by[f"D{length}"], model) for length in lengths[:-1] for model in (PACKED, PAPER, AUTHOR)
+    ]
+    last = [
+        Row(wide, OUR_EARLY),
+        Row(wide, PERCEIVER),
+        Row(wide, X_ENCODER),
+        Row(chain, EARLY, COMPILED),
+        Row(chain, PACKED, BLOCK_COMPILED),
+        Row(by["A"], PACKED, COMPILED),
+        Row(by["A"], AUTHOR, COMPILED),
+        Row(by["A"], EARLY, COMPILED),
+        Row(wide, PADDED, OVERHEAD),
+        Row(by["C"], PACKED, COMPILED),
+        Row(by["C"], PACKED, OVERHEAD),
+        Row(by["C"], AUTHOR, COMPILED),
+        Row(chain, PACKED, COMPILED),
+    ]
+    return first + of_page + others + last
