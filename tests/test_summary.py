@@ -42,8 +42,10 @@ def test_counts_are_those_of_the_call(call: FusionCall) -> None:
     fusion = build(call)
     training = [part.training for part in fusion.modules()]
     found = summary(fusion, call.features, masks=call.masks, present=call.present)
-    here = really_present(call)
     names = list(call.config.modalities)
+    # In the order of fusion, which here is put back.
+    order = [list(call.order or names).index(name) for name in names]
+    here = really_present(call)[:, order]
     assert found.modalities == tuple(names)
     assert found.widths == tuple(call.config.modalities.values())
     assert found.present == tuple(here.sum(dim=0).tolist())

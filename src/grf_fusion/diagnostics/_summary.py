@@ -100,7 +100,8 @@ def summary(
 
     Hints are given for a mask that looks inverted or left-padded, for zeros that count as real
     steps, for NaN or infinity in real steps, and for a modality that no sample has. They are
-    guesses: a batch may well be as it is. Values are read, which waits for the device.
+    guesses, and a batch can be right in spite of them. The values are checked, which is a
+    host-device sync.
 
     Operations are counted on PyTorch's meta device, which computes nothing. The fusion is left
     as it was.
@@ -115,7 +116,7 @@ def summary(
         The summary.
 
     Raises:
-        ShapeError: If ``fusion`` is no fusion or refuses the call.
+        ShapeError: If ``fusion`` is not a fusion or refuses the call.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
