@@ -5,6 +5,7 @@ brings the peers that are packages. Run on a machine that does nothing else:
 
     python -m benchmarks.speed --json default.json
     python -m benchmarks.speed --allocator keep --only A,B --json keep.json
+    python -m benchmarks.gpu --out FOLDER
     python -m benchmarks.speed --compile --json compiled.json
     python -m benchmarks.report default.json
     python -m benchmarks.plots default.json docs/assets

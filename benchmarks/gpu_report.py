@@ -1,6 +1,7 @@
-"""Markdown tables of `benchmarks.gpu`: `python -m benchmarks.gpu_report gpu.json [PAGE.md]`.
+"""Markdown tables of `benchmarks.gpu`: `python -m benchmarks.gpu_report RUN.json... [PAGE.md]`.
 
-With a page, what stands between its two markers is replaced by the tables.
+Of several runs a row is the last one that was measured. With a page, the tables replace what is
+between its two markers, and the rows of all runs are saved in the first file.
 """
 
 import json
@@ -180,18 +181,21 @@ def _chain_bar(results: dict[str, Any]) -> tuple[str, str, str]:
     return _verdict(bar, value, "{:.2f}", met=value is not None and value <= 2.0)
 
 
-def _lengths(results: dict[str, Any]) -> list[tuple[int, Record]]:
+def _lengths(results: dict[str, Any], mode: str) -> list[tuple[int, Record]]:
     mark = "three modalities of length "
     return [
         (int(record["workload"].removeprefix(mark).split(",")[0]), record)
         for record in results["rows"]
-        if record["workload"].startswith(mark) and "milliseconds" in record
+        if record["workload"].startswith(mark) and record["mode"] == mode
+        if "milliseconds" in record
     ]
 
 
 def _memory_bar(results: dict[str, Any]) -> tuple[str, str, str]:
     found = [
-        record["peak_bytes"] / GIB for _, record in _lengths(results) if "peak_bytes" in record
+        record["peak_bytes"] / GIB
+        for _, record in _lengths(results, rows.EAGER)
+        if "peak_bytes" in record
     ]
     value = found[-1] if found else None
     bar = "the longest of three modalities' lengths trains within 4 GiB"
@@ -199,11 +203,10 @@ def _memory_bar(results: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _exponent_bar(results: dict[str, Any]) -> tuple[str, str, str]:
-    points = [(math.log(time), math.log(_seconds(record))) for time, record in _lengths(results)]
-    # The shorter half is bound by launches, not by the length.
-    last = points[-2:]
-    value = statistics.linear_regression(*zip(*last, strict=True)).slope if last[1:] else None
-    bar = "time grows with the length's power of at most 1.05, between the two longest"
+    found = _lengths(results, rows.CAPTURED)
+    points = [(math.log(time), math.log(_seconds(record))) for time, record in found]
+    value = statistics.linear_regression(*zip(*points, strict=True)).slope if points[1:] else None
+    bar = "captured, its time grows with the length's power of at most 1.05"
     return _verdict(bar, value, "{:.2f}", met=value is not None and value <= 1.05)
 
 
@@ -232,6 +235,18 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
+def merge(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first run with every row as it was measured last, and all commands."""
+    named = ("workload", "figure", "model", "mode", "precision")
+    found: dict[tuple[str, ...], Record] = {}
+    for record in (record for run in runs for record in run["rows"]):
+        key = tuple(record[name] for name in named)
+        if key not in found or "milliseconds" in record:
+            found[key] = record
+    commands = dict.fromkeys(run["command"] for run in runs)
+    return runs[0] | {"command": "; ".join(commands), "rows": list(found.values())}
+
+
 def fill(page: str, tables: str) -> str:
     """Return a page with the tables between its markers."""
     before, rest = page.split(START)
@@ -239,13 +254,21 @@ def fill(page: str, tables: str) -> str:
     return f"{before}{START}\n\n{tables}\n{END}{after}"
 
 
+def filled(page: str) -> str:
+    """Return what a page has between its markers."""
+    return page.split(START)[1].split(END, maxsplit=1)[0].strip() + "\n"
+
+
 def main(argv: list[str]) -> None:
-    """Print the tables of a saved run, or write them into a page."""
-    tables = markdown(json.loads(Path(argv[0]).read_text("utf-8")))
-    if argv[1:]:
-        page = Path(argv[1])
+    """Print the tables of saved runs, or write them into a page."""
+    saved = [Path(name) for name in argv if name.endswith(".json")]
+    pages = [Path(name) for name in argv if name.endswith(".md")]
+    results = merge([json.loads(path.read_text("utf-8")) for path in saved])
+    tables = markdown(results)
+    for page in pages:
         page.write_text(fill(page.read_text("utf-8"), tables), "utf-8")
-    else:
+        saved[0].write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    if not pages:
         sys.stdout.write(tables)
 
 

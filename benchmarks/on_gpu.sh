@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Runs the tests on a CUDA device within a number of seconds, from the root of the repository:
 #
-#     benchmarks/on_gpu.sh SECONDS [PROCESSES] [more arguments of pytest]
+#     benchmarks/on_gpu.sh SECONDS [PROCESSES] [PART] [more arguments of pytest]
 #
-# First the suite with --device cuda, then tests/test_cuda.py, which gets a quarter of the time.
-# What each of them found is in $OUT (default gpu_out): suite.txt and cuda.txt with the short
-# tracebacks, suite.xml and cuda.xml with every test. Ends with 0 if all passed.
+# PART is cuda (tests/test_cuda.py), suite (all others that are not of the CPU alone), or both: then
+# cuda comes first and gets up to 40 % of the time. What each of them found is in $OUT (default
+# gpu_out): cuda.txt and suite.txt, every test with its outcome and the short tracebacks, cuda.xml and
+# suite.xml the same for programs. Ends with 0 if all passed.
 set -u
 seconds=${1:?seconds}
-processes=${2:-8}
-shift $(($# < 2 ? $# : 2))
+processes=${2:-6}
+part=${3:-both}
+shift $(($# < 3 ? $# : 3))
 out=${OUT:-gpu_out}
 mkdir -p "$out"
 export PYTHONPATH="$PWD/src:$PWD/tests:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
@@ -17,31 +19,34 @@ export PYTHONPATH="$PWD/src:$PWD/tests:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUN
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 # float32 means float32.
 export NVIDIA_TF32_OVERRIDE=0
-end=$((SECONDS + seconds))
+failed=0
 
-run() { # NAME SECONDS ARGUMENTS: pytest is asked to end by then, and made to 20 seconds later.
+run() { # NAME SECONDS ARGUMENTS: pytest is asked to end by then, and made to 15 seconds later.
     local name=$1 limit=$2
     shift 2
-    timeout --signal=INT --kill-after=20 "$limit" python3 -m pytest \
-        -p xdist.plugin -p _hypothesis_pytestplugin -o addopts= \
-        --import-mode=importlib --device cuda --tb=short -rfE \
-        --junitxml="$out/$name.xml" -o junit_logging=no "$@" >"$out/$name.txt" 2>&1
+    timeout --signal=INT --kill-after=15 "$limit" python3 -m pytest \
+        -p xdist.plugin -p _hypothesis_pytestplugin -o addopts= --import-mode=importlib \
+        --device cuda --numprocesses="$processes" --dist=worksteal --tb=short -v -rfE \
+        --junitxml="$out/$name.xml" "$@" >"$out/$name.txt" 2>&1
     local code=$?
-    # 124: ended by the limit. A long log keeps its ends.
+    [ $code = 0 ] || failed=1
+    # A long log keeps its ends.
     if [ "$(wc -c <"$out/$name.txt")" -gt 12000000 ]; then
         { head -c 6000000 "$out/$name.txt"; tail -c 6000000 "$out/$name.txt"; } >"$out/$name.cut"
         mv "$out/$name.cut" "$out/$name.txt"
     fi
-    echo "== $name: exit $code after $SECONDS s"
-    grep -E '^(FAILED|ERROR)' "$out/$name.txt" | cut -c1-160 | tail -n 50
+    echo "== $name: exit $code after $SECONDS s (124: its time was over)"
+    grep -E '^(FAILED|ERROR)' "$out/$name.txt" | cut -c1-200 | tail -n 40
     tail -n 1 "$out/$name.txt"
-    return $code
 }
 
 python3 -c 'import torch, pytest; print(torch.__version__, pytest.__version__, torch.cuda.get_device_name())'
-failed=0
-run suite $(((seconds * 3) / 4 - 25)) -n "$processes" --dist=worksteal --ignore=tests/test_cuda.py "$@" || failed=1
-if [ -f tests/test_cuda.py ]; then
-    run cuda $((end - SECONDS - 25)) -n "$((processes < 4 ? processes : 4))" tests/test_cuda.py || failed=1
+if [ "$part" = cuda ]; then
+    run cuda $((seconds - 20)) tests/test_cuda.py "$@"
+elif [ "$part" = suite ]; then
+    run suite $((seconds - 20)) --ignore=tests/test_cuda.py "$@"
+else
+    run cuda $(((seconds * 2) / 5 - 20)) tests/test_cuda.py
+    run suite $((seconds - SECONDS - 20)) --ignore=tests/test_cuda.py "$@"
 fi
 exit $failed

@@ -58,6 +58,7 @@ INSTANCES: dict[str, dict[str, Callable[[], nn.Module]]] = {
     },
     "ConcatFusion": {
         "default": lambda: ConcatFusion(WIDTHS, embed_dim=6),
+        "stage='pooled'": lambda: ConcatFusion(WIDTHS, embed_dim=6, stage="pooled"),
         "stage='early'": lambda: ConcatFusion(WIDTHS, embed_dim=6, stage="early", num_heads=2),
     },
     "ContrastiveAlignment": {"default": lambda: ContrastiveAlignment(WIDTHS, embed_dim=6)},
@@ -74,13 +75,14 @@ INSTANCES: dict[str, dict[str, Callable[[], nn.Module]]] = {
     },
     "GatedRecurrentFusion": {
         "default": fusion,
+        "form='residual'": lambda: fusion(form="residual"),
         "form='paper'": lambda: fusion(form="paper"),
         "opening='first'": lambda: fusion(opening="first"),
         "context='first_sequence'": lambda: fusion(context="first_sequence"),
         "context='sequence'": lambda: fusion(context="sequence"),
         "share_weights=False": lambda: fusion(share_weights=False),
         "num_layers=2": lambda: fusion(num_layers=2),
-        "self_attention=True": lambda: fusion(self_attention=True),
+        "self_attention=True": lambda: fusion(form="residual", self_attention=True),
         "self_attention='linear'": lambda: fusion(context="sequence", self_attention="linear"),
     },
     "ModalityDropout": {"default": lambda: ModalityDropout(0.5)},

@@ -38,7 +38,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "pooled": {},
     "learned, own weights": {"opening": "learned", "share_weights": False},
     "sequence, linear": {"context": "sequence", "self_attention": "linear"},
-    "checkpointed": {"checkpoint": True, "norm_first": True},
+    "checkpointed": {"form": "residual", "checkpoint": True, "norm_first": True},
 }
 
 

@@ -21,3 +21,8 @@ def load(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
+
+
+def counters() -> Any:
+    """Return what PyTorch's tracer counts, such as graphs."""
+    return load("torch._dynamo.utils").counters

@@ -30,13 +30,13 @@ class FusionConfig:
 
     modalities: Mapping[str, int]
     embed_dim: int
-    num_heads: int
+    num_heads: int | None
     num_layers: int = 1
     form: str = "paper"
     dim_feedforward: int | None = None
     activation: str = "gelu"
-    norm_first: bool = False
-    self_attention: bool | str = True
+    norm_first: bool | None = False
+    self_attention: bool | str | None = True
     symmetric: bool = True
     # How the same is computed: nothing in this file reads these two.
     packing: bool | str = "auto"
@@ -427,6 +427,33 @@ def _open(config: FusionConfig, place: int, projected: Tensor, real: list[int]) 
     return _State(_mean(projected + _positions(real, projected))[None], [0])
 
 
+def reference_summary(params: Params, config: FusionConfig, name: str, rows: Tensor) -> Tensor:
+    """One modality of one sample as one vector; `rows` are its projected real steps with PE."""
+    steps: list[Tensor] = []
+    for row in rows:
+        value = row
+        for layer in range(config.num_layers):
+            value = _linear(
+                params, f"summaries.{name}.hidden.{layer}", _activate(value, config.activation)
+            )
+        steps.append(_activate(value, config.activation))
+    mean = sum(steps[1:], steps[0]) / len(steps)
+    largest = steps[0]
+    for step in steps[1:]:
+        largest = torch.maximum(largest, step)
+    both = torch.cat((mean, largest))
+    summary = _linear(params, f"summaries.{name}.output", both)
+    return _layer_norm(params, f"summaries.{name}.norm", summary[None])[0]
+
+
+def _summary_step(
+    params: Params, config: FusionConfig, name: str, state: _State, summary: Tensor
+) -> tuple[_State, Tensor]:
+    unit = under(params, "unit" if config.share_weights else f"units.{name}")
+    fused, gate = reference_gate(unit, state.rows[0], summary, norm=False)
+    return _State(fused[None], [0]), gate
+
+
 def _step(
     params: Params,
     config: FusionConfig,
@@ -462,6 +489,11 @@ def _step(
     return _State(fused[None], [0]), gate
 
 
+def _read_out(params: Params, config: FusionConfig, state: _State) -> Tensor:
+    pooled = _pool(state)
+    return _layer_norm(params, "norm", pooled[None])[0] if config.form == "summary" else pooled
+
+
 def _fuse_sample(
     params: Params,
     config: FusionConfig,
@@ -476,7 +508,16 @@ def _fuse_sample(
     gates: list[Tensor] = []
     for place, (name, rows, real) in enumerate(inputs):
         gate = nothing
-        if real:
+        if real and config.form == "summary":
+            scale = params[f"scales.{name}.rms"]
+            projected = _linear(params, f"projections.{name}", rows / (scale if scale else 1.0))
+            placed = projected + 0.3 * _positions(real, projected)
+            summary = reference_summary(params, config, name, placed)
+            if state is None:
+                state = _State(summary[None], [0])
+            else:
+                state, gate = _summary_step(params, config, name, state, summary)
+        elif real:
             projected = _linear(params, f"projections.{name}", rows)
             if state is None:
                 state = _open(config, place, projected, real)
@@ -486,10 +527,12 @@ def _fuse_sample(
         if place == 1 and state is not None and state.head:
             # The second modality is absent: from here on this sample has one vector too.
             state = _State(_pool(state)[None], [0])
-        contexts.append(nothing if state is None else _pool(state))
+        contexts.append(nothing if state is None else _read_out(params, config, state))
         gates.append(gate)
     if state is not None and state.head:
         state = _State(_pool(state)[None], [0])
+    if state is not None and config.form == "summary":
+        state = _State(_read_out(params, config, state)[None], [0])
     gates = gates if config.opening == "learned" else gates[1:]
     return _Sample(state, contexts, gates, [len(real) > 0 for _, _, real in inputs])
 
@@ -615,15 +658,20 @@ def fusion_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
     for name, width in config.modalities.items():
         shapes[f"projections.{name}.weight"] = (config.embed_dim, width)
         shapes[f"projections.{name}.bias"] = (config.embed_dim,)
-    block = block_shapes(
-        config.embed_dim,
-        dim_feedforward=config.dim_feedforward,
-        num_layers=config.num_layers,
-        norm_first=config.norm_first,
-        self_attention=config.self_attention,
-        symmetric=config.symmetric,
-        pooled_context=config.context == "pooled",
-    )
+    block: dict[str, tuple[int, ...]] = {}
+    if config.form == "summary":
+        dim = config.embed_dim
+        for name in config.modalities:
+            shapes[f"scales.{name}.rms"] = ()
+            for layer in range(config.num_layers):
+                shapes[f"summaries.{name}.hidden.{layer}.weight"] = (dim, dim)
+                shapes[f"summaries.{name}.hidden.{layer}.bias"] = (dim,)
+            shapes[f"summaries.{name}.output.weight"] = (dim, 2 * dim)
+            shapes[f"summaries.{name}.output.bias"] = (dim,)
+            shapes |= _norm_shapes(f"summaries.{name}.norm", dim)
+        shapes |= _norm_shapes("norm", dim)
+    else:
+        block = _block_shapes_of(config)
     places = [("block", "unit")]
     if not config.share_weights:
         fused = list(config.modalities)[config.opening == "first" :]
@@ -637,6 +685,18 @@ def fusion_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _block_shapes_of(config: FusionConfig) -> dict[str, tuple[int, ...]]:
+    return block_shapes(
+        config.embed_dim,
+        dim_feedforward=config.dim_feedforward,
+        num_layers=config.num_layers,
+        norm_first=config.norm_first,
+        self_attention=config.self_attention,
+        symmetric=config.symmetric,
+        pooled_context=config.context == "pooled",
+    )
+
+
 def random_params(
     shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
@@ -645,7 +705,9 @@ def random_params(
     params: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if name.endswith("norm.weight"):
+        if name.endswith(".rms"):
+            value = value.abs() + 0.5
+        elif name.endswith("norm.weight"):
             value = 1 + 0.2 * value
         elif len(shape) == 2:
             value = value / math.sqrt(shape[1])

@@ -4,6 +4,7 @@ Written from the formulas in the docstrings, sample by sample on the real steps 
 tests/reference.py.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -71,6 +72,22 @@ def _pooled(config: BaselineConfig, params: Params, here: Sample) -> list[Tensor
 def _concat(config: BaselineConfig, params: Params, here: Sample) -> Tensor:
     together = torch.cat(_pooled(config, params, here))
     hidden = _activate(_linear(params, "mix.0", together), "gelu")
+    return _linear(params, "mix.3", hidden)
+
+
+def _pooled_concat(config: BaselineConfig, params: Params, here: Sample) -> Tensor:
+    zero = next(iter(params.values())).new_zeros(config.embed_dim)
+    vectors: list[Tensor] = []
+    for name in config.modalities:
+        if name in here:
+            steps = [
+                _activate(_linear(params, f"encoders.{name}", _activate(row, "gelu")), "gelu")
+                for row in here[name].rows
+            ]
+            vectors += [sum(steps, zero) / len(steps), functools.reduce(torch.maximum, steps)]
+        else:
+            vectors += [zero, zero]
+    hidden = _activate(_linear(params, "mix.0", torch.cat(vectors)), "gelu")
     return _linear(params, "mix.3", hidden)
 
 
@@ -276,8 +293,13 @@ def reference_baseline(call: BaselineCall, params: Params, features: Mapping[str
             elif kind == "weighted sum":
                 more.append(zero.new_zeros(len(config.modalities)))
             elif here:
-                formula = {"concat": _concat, "early": _early, "cross-modal": _cross_modal}
-                result = formula[kind](config, params, projected)
+                formula = {
+                    "concat": _concat,
+                    "pooled": _pooled_concat,
+                    "early": _early,
+                    "cross-modal": _cross_modal,
+                }[kind]
+                result = formula(config, params, projected)
         fused.append(result if here else zero.new_zeros(config.embed_dim))
     named = {"fused": torch.stack(fused)}
     if kind == "weighted sum":

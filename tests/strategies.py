@@ -27,7 +27,7 @@ MASK_DTYPES = (torch.bool, torch.int64, torch.int32, torch.uint8)
 GARBAGE = (0.0, 1e30, float("nan"), float("inf"), -float("inf"))
 FAMILIAR_NAMES = ("text", "image", "audio", "depth", "touch", "radar")
 # Forms of the baselines; the classes stand in tests/properties.py.
-BASELINES = ("concat", "early", "weighted sum", "cross-modal", "mult", "alignment")
+BASELINES = ("concat", "pooled", "early", "weighted sum", "cross-modal", "mult", "alignment")
 # These compare modalities, so that one is too few.
 OF_PAIRS = ("mult", "alignment")
 _TAKEN = frozenset(dir(nn.ModuleDict()))
@@ -167,6 +167,7 @@ def features(
     return values
 
 
+# The forms with a block; the summary form has other options.
 FORMS = ("residual", "paper")
 SELF_ATTENTIONS = (True, False, "linear")
 PACKINGS = ("auto", True, False)
@@ -187,6 +188,20 @@ def fusion_configs(
     embed_dim, num_heads = draw(st.sampled_from(embeddings))
     context = draw(st.sampled_from(contexts))
     openings = ("first", "learned") if context == "pooled" else ("first",)
+    if ablations and context == "pooled" and draw(st.booleans()):
+        return FusionConfig(
+            modalities=dict(zip(names, widths, strict=True)),
+            embed_dim=embed_dim,
+            num_heads=draw(st.sampled_from((None, num_heads))),
+            num_layers=draw(st.integers(1, 2)),
+            form="summary",
+            activation=draw(st.sampled_from(("gelu", "relu"))),
+            norm_first=None,
+            self_attention=None,
+            opening=draw(st.sampled_from(openings)),
+            gate_bias=draw(st.sampled_from((0.0, -1.5, "chrono"))),
+            share_weights=draw(st.booleans()),
+        )
     return FusionConfig(
         modalities=dict(zip(names, widths, strict=True)),
         embed_dim=embed_dim,
@@ -299,6 +314,7 @@ def baseline_calls(
     depth = {"num_layers": draw(st.integers(1, 2))}
     options: dict[str, Any] = {
         "concat": feedforward,
+        "pooled": {"stage": "pooled", **feedforward},
         "early": {"stage": "early", **heads, **depth, **feedforward},
         "weighted sum": {"weights": draw(weights_of(names))},
         "cross-modal": heads,

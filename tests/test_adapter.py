@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.export import Dim, export
 
 import properties
 import strategies
 from grf_fusion import AdaptedModel, FusionAdapter, ShapeError
+from hosts import counters
 from properties import HIDDEN, NAN, assert_close, assert_same_bits
 from reference import reference_adapter
 from refusal import assert_refused
@@ -225,7 +225,7 @@ class TestAdapter:
     @pytest.mark.compile
     def test_one_graph_for_all_sizes_and_absences(self) -> None:
         torch.compiler.reset()
-        counters.clear()
+        counters().clear()
         adapter = make_adapter()
         properties.randomise(adapter, seed=3)
         compiled = torch.compile(adapter, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -235,7 +235,7 @@ class TestAdapter:
             call["present"] = torch.tensor([[True, False], [False, True]]).repeat(3, 1)[:batch]
             hidden = host_input(batch, times[0])
             assert_close({"": compiled(hidden, **call)}, {"": adapter(hidden, **call)})
-        assert counters["stats"]["unique_graphs"] == 1
+        assert counters()["stats"]["unique_graphs"] == 1
 
     # Measured, unlike other exports: these lines of ours run nowhere else.
     def test_export(self) -> None:
@@ -434,7 +434,7 @@ class TestAdaptedModel:
     @pytest.mark.compile
     def test_one_graph_serves_all_sizes(self) -> None:
         torch.compiler.reset()
-        counters.clear()
+        counters().clear()
         model = make_model(opened=True)
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
         for batch, times in ((5, (23, 29, 31)), (3, (6, 2, 7)), (2, (3, 5, 4))):
@@ -443,7 +443,7 @@ class TestAdaptedModel:
             present = torch.tensor([[True, False], [False, True]]).repeat(3, 1)[:batch]
             actual = compiled(x, **call, present=present)
             assert_close({"": actual}, {"": model(x, **call, present=present)})
-        assert counters["stats"]["unique_graphs"] == 1
+        assert counters()["stats"]["unique_graphs"] == 1
 
     def test_shows_where_the_adapters_are(self) -> None:
         assert "layers=('layers.0', 'layers.1')" in repr(make_model())

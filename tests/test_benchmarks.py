@@ -68,3 +68,120 @@ def test_the_count_of_operations_sees_fused_attention(monkeypatch):
     projections = (first + second) * 3 * dim + 2 * (first + second) * dim * dim
     attention = 2 * first * second * dim
     assert flops(model, features, None) == 2 * batch * (projections + attention)
+
+
+def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path, monkeypatch):
+    """On the CPU, tiny: each row is measured, or says why it is not."""
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks import gpu, gpu_report, gpu_rows  # noqa: PLC0415
+
+    few = ["--device", "cpu", "--quick", "--each", "0", "--out", str(tmp_path)]
+    ours = r"^width 16, 1 layers, batch 2, .* (ours|author's design) \| eager \| bf16 \|"
+    only = rf"{ours}|^3 modalities of length 16, .* captured"
+    results = gpu.main([*few, "--only", only])
+    assert json.loads((tmp_path / "gpu.json").read_text()) == results
+    tables = gpu_report.markdown(results)
+    assert (tmp_path / "gpu.md").read_text() == tables
+    measured = [record for record in results["rows"] if "milliseconds" in record]
+    failed = [record for record in results["rows"] if "milliseconds" not in record]
+    assert {record["mode"] for record in measured} == {gpu_rows.EAGER}
+    assert {record["mode"] for record in failed} == {gpu_rows.CAPTURED}
+    assert all("error" in record for record in failed)
+    assert not any("error" in record for record in measured)
+    for record in measured:
+        timing = record["milliseconds"]
+        assert 0 < timing["low"] <= timing["median"] <= timing["high"]
+        assert record["operations"] > 0
+        assert f"| {record['model']} | eager | bf16 | " in tables
+    page = f"Before.\n\n{gpu_report.START}\n\nold\n\n{gpu_report.END}\n\nAfter.\n"
+    page = gpu_report.fill(page, tables)
+    assert gpu_report.filled(page) == tables
+    assert (page.partition("\n")[0], page.rpartition("\n\n")[2]) == ("Before.", "After.\n")
+    late = gpu.main([*few, "--seconds", "0", "--only", only])
+    assert {record.get("skipped") for record in late["rows"]} == {"not run: the 0 s were over"}
+
+
+def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks import gpu_report, gpu_rows  # noqa: PLC0415
+
+    loads = gpu_rows.loads(quick=False)
+
+    def record(load, model, milliseconds, mode=gpu_rows.EAGER, **more):
+        place = gpu_report.place(gpu_rows.Row(loads[load], model, mode))
+        return place | {"milliseconds": {"median": milliseconds}} | more
+
+    results = {
+        "peak": {"bf16": 1e15, "float32 with TF32": 1e15},
+        "rows": [
+            record("wide", gpu_rows.PACKED, 10.0, operations=4.5e12, peak_bytes=2**30),
+            record("wide", gpu_rows.PADDED, 14.0),
+            record("wide", gpu_rows.AUTHOR, 60.0),
+            record("wide", gpu_rows.AUTHOR, 40.0, gpu_rows.COMPILED),
+            record("chain", gpu_rows.PACKED, 9.0),
+            record("chain", gpu_rows.PACKED, 5.0, gpu_rows.CAPTURED),
+            record("chain", gpu_rows.EARLY, 2.0, gpu_rows.CAPTURED),
+            record("chain", gpu_rows.EARLY, 3.0, gpu_rows.COMPILED),
+            record("chain", gpu_rows.EARLY, 2.5),
+            *(
+                record(f"M{time}", gpu_rows.PACKED, taken, gpu_rows.CAPTURED)
+                for time, taken in ((2048, 2.5), (4096, 5.0), (8192, 10.0))
+            ),
+            record("M8192", gpu_rows.PACKED, 20.0, peak_bytes=3 * 2**30),
+        ],
+    }
+    found = [(value, met) for _, value, met in gpu_report.bars(results)]
+    assert found == [
+        ("4.00", "yes"),
+        ("1.40", "no"),
+        ("45%", "yes"),
+        ("2.50", "no"),
+        ("3.00 GiB", "yes"),
+        ("1.00", "yes"),
+        (
+            "1 of 2; not early concatenation, nn.TransformerEncoder on 38 modalitie",
+            "no",
+        ),
+    ]
+    old = {"command": "a", "rows": [record("wide", gpu_rows.PACKED, 20.0)], "peak": {}}
+    again = {
+        "command": "b",
+        "rows": [gpu_report.place(gpu_rows.Row(loads["wide"], gpu_rows.PACKED)) | {"error": "x"}],
+    }
+    joined = gpu_report.merge([old, again, results | {"command": "b"}])
+    assert (joined["command"], joined["rows"], joined["peak"]) == ("a; b", results["rows"], {})
+    assert gpu_report.merge([old, again])["rows"] == old["rows"]
+    assert gpu_report.merge([again, old])["rows"] == old["rows"]
+    nothing = gpu_report.bars(results | {"rows": []})
+    assert {(value, met) for _, value, met in nothing} == {("not measured", "")}
+
+
+def test_kernels_are_summed_by_name(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks.gpu import summarise  # noqa: PLC0415
+
+    names = {
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": "cuDNN",
+        "pytorch_flash::flash_fwd_kernel": "flash",
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80": "memory-efficient",
+        "softmax_warp_forward": "softmax of its own",
+        "sm90_xmma_gemm_bf16": None,
+    }
+    for name, kind in names.items():
+        found = summarise({name: [1.0, 2.0], "Memcpy HtoD": [0.5]})
+        assert found["attention"] == ([] if kind is None else [kind])
+        assert (found["launches"], found["copies"], found["busy_milliseconds"]) == (2, 1, 3.5)
+        assert found["kernels"] == [[name, 2, 3.0], ["Memcpy HtoD", 1, 0.5]]
+
+
+def test_the_page_on_a_gpu_shows_the_saved_run(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks import gpu_report  # noqa: PLC0415
+
+    saved = REPOSITORY / "benchmarks" / "results" / "gpu.json"
+    tables = (
+        gpu_report.markdown(json.loads(saved.read_text()))
+        if saved.exists()
+        else "Not measured yet.\n"
+    )
+    assert gpu_report.filled((REPOSITORY / "docs" / "how-to" / "gpu.md").read_text()) == tables

@@ -19,7 +19,9 @@ WIDTHS = {"text": 7, "image": 11, "audio": 13}
 
 
 def make_fusion(widths: Any = WIDTHS, **options: Any) -> GatedRecurrentFusion:
-    return GatedRecurrentFusion(widths, **{"embed_dim": 15, "num_heads": 3} | options)
+    return GatedRecurrentFusion(
+        widths, **{"embed_dim": 15, "num_heads": 3, "form": "residual"} | options
+    )
 
 
 def make_adapted() -> nn.Module:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.export import Dim, export
 
 from grf_fusion import (
@@ -27,6 +26,7 @@ from grf_fusion.baselines import (
     MulT,
     WeightedSumFusion,
 )
+from hosts import counters
 from properties import assert_close
 
 pytestmark = pytest.mark.compile
@@ -47,17 +47,19 @@ OTHERS = (
 )
 MODES = {
     "pooled": {},
+    "residual": {"form": "residual"},
     "first_sequence": {"context": "first_sequence"},
     "sequence": {"context": "sequence"},
     "learned opening": {"opening": "learned"},
     "unshared weights": {"share_weights": False},
     "dropout": {"dropout": 0.1},
-    "linear attention": {"self_attention": "linear"},
-    "checkpointing": {"checkpoint": True},
+    "linear attention": {"form": "residual", "self_attention": "linear"},
+    "checkpointing": {"form": "residual", "checkpoint": True},
 }
 
 BASELINES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "concatenation": (ConcatFusion, {}),
+    "pooled": (ConcatFusion, {"stage": "pooled"}),
     "early": (ConcatFusion, {"stage": "early", "num_heads": HEADS}),
     "sigmoid": (WeightedSumFusion, {}),
     "softmax": (WeightedSumFusion, {"weights": "softmax"}),
@@ -75,14 +77,14 @@ Sizes = tuple[int, Sequence[int]]
 def fresh_compiler() -> Iterator[None]:
     """Start without compiled code, and leave none."""
     torch.compiler.reset()
-    counters.clear()
+    counters().clear()
     yield
     torch.compiler.reset()
 
 
 def graphs() -> int:
     """Number of graphs that were compiled since the test began."""
-    return counters["stats"]["unique_graphs"]
+    return counters()["stats"]["unique_graphs"]
 
 
 def make_fusion(names: Sequence[str], **options: Any) -> GatedRecurrentFusion:
@@ -172,10 +174,11 @@ class TestOneGraph:
             assert graphs() == 1, sizes
 
     @pytest.mark.parametrize(
-        ("form", "more"), [("early", {}), ("mult", {}), ("mult", {"literal": True})]
+        ("form", "more"),
+        [("pooled", {}), ("early", {}), ("mult", {}), ("mult", {"literal": True})],
     )
     def test_of_a_baseline_serves_all_lengths_without_masks(self, form: str, more: dict[str, Any]):
-        names = ("text", "image", "audio")
+        names = ("text", "image")
         fusion = make_baseline(form, names, **more)
         fast = compiled(fusion)
         for seed, sizes in enumerate((FIRST, *OTHERS)):
@@ -233,7 +236,7 @@ class TestOneGraph:
             assert graphs() == 1, sizes
         assert dropped
         # Traced once, forwards and backwards: no size of these was new to either.
-        assert counters["aot_autograd"]["ok"] == 1
+        assert counters()["aot_autograd"]["ok"] == 1
 
     def test_serves_each_step_of_a_stream(self):
         names = ("text", "image", "audio")

@@ -46,11 +46,17 @@ def rows(*table: tuple[Any, ...]) -> Any:
 
 
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
-    return GatedRecurrentFusion(WIDTHS, **{"embed_dim": EMBED, "num_heads": HEADS} | options)
+    return GatedRecurrentFusion(
+        WIDTHS, **{"embed_dim": EMBED, "num_heads": HEADS, "form": "residual"} | options
+    )
 
 
 def make_concat(**options: Any) -> ConcatFusion:
     return ConcatFusion(WIDTHS, **{"embed_dim": EMBED} | options)
+
+
+def make_pooled(**options: Any) -> ConcatFusion:
+    return ConcatFusion(WIDTHS, **{"embed_dim": EMBED, "stage": "pooled"} | options)
 
 
 def make_early(**options: Any) -> ConcatFusion:
@@ -75,7 +81,16 @@ def make_alignment(**options: Any) -> ContrastiveAlignment:
     return ContrastiveAlignment(WIDTHS, **{"embed_dim": EMBED} | options)
 
 
-MAKERS = (make_fusion, make_concat, make_early, make_sum, make_cross, make_mult, make_alignment)
+MAKERS = (
+    make_fusion,
+    make_concat,
+    make_pooled,
+    make_early,
+    make_sum,
+    make_cross,
+    make_mult,
+    make_alignment,
+)
 # Every public method that takes a batch.
 CALLS = [(make, method) for make in MAKERS for method in ("forward", "presence")]
 CALLS.append((make_alignment, "embed"))
@@ -325,7 +340,7 @@ class TestMasks:
             ("scalar", torch.tensor(True), "of shape (batch=2), got ()"),
             ("float", torch.ones(2), "got torch.float32"),
             ("two", torch.tensor([0, 2]), "got values from 0 to 2"),
-            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), "cpu, got meta"),
+            ("other device", torch.ones(2, dtype=torch.bool, device="meta"), f"{HERE}, got meta"),
             ("bool", True, "got bool"),
         ),
     )
@@ -717,7 +732,9 @@ def constructor_rows() -> Iterator[ConstructorRow]:
         yield row(make_one, FUSION, "modalities['text']", got, size)
         sizes = ("num_heads", "num_layers", *(() if size is None else ("dim_feedforward",)))
         for make, argument in itertools.product((make_block, make_fusion), sizes):
-            yield row(make, BLOCK, argument, got, size)
+            # Without a number of heads the fusion says that the form needs one.
+            if (make, argument, size) != (make_fusion, "num_heads", None):
+                yield row(make, BLOCK, argument, got, size)
     for got, chance in PROBABILITIES:
         yield row(make_unit, UNIT, "dropout", got, chance)
         yield row(make_block, BLOCK, "dropout", got, chance)
@@ -736,9 +753,9 @@ def constructor_rows() -> Iterator[ConstructorRow]:
         ):
             yield row(make, BLOCK, argument, got, choice)
         yield row(make_block, BLOCK, "self_attention", got, choice)
-        for argument in ("context", "form"):
-            yield row(make_fusion, FUSION, argument, got, choice)
-        if choice is not None:  # left to the form
+        yield row(make_fusion, FUSION, "context", got, choice)
+        if choice is not None:  # left to the form, and that to the context
+            yield row(make_fusion, FUSION, "form", got, choice)
             yield row(make_fusion, BLOCK, "self_attention", got, choice)
             yield row(make_fusion, FUSION, "opening", got, choice)
     for make, heads in itertools.product((make_block, make_fusion), (4, 30)):
@@ -763,6 +780,7 @@ def baseline_rows(row: Callable[..., ConstructorRow]) -> Iterator[ConstructorRow
         for make, who in (
             *with_heads,
             (make_concat, concat),
+            (make_pooled, concat),
             (make_sum, total),
             (make_alignment, alignment),
         ):
@@ -773,10 +791,10 @@ def baseline_rows(row: Callable[..., ConstructorRow]) -> Iterator[ConstructorRow
         if size is not None:
             yield row(make_early, concat, "num_layers", got, size)
             yield row(make_mult, mult, "stack_dim", got, size)
-            for make in (make_concat, make_early):
+            for make in (make_concat, make_pooled, make_early):
                 yield row(make, concat, "dim_feedforward", got, size)
     for got, chance in PROBABILITIES:
-        for make, who in (*with_heads, (make_concat, concat)):
+        for make, who in (*with_heads, (make_concat, concat), (make_pooled, concat)):
             yield row(make, who, "dropout", got, chance)
     for make, who in with_heads:
         yield row(make, who, "num_heads", "embed_dim=15 and num_heads=4", 4)
@@ -941,12 +959,13 @@ class TestConstructors:
         )
 
     @pytest.mark.parametrize("argument", ["num_heads", "num_layers"])
-    def test_late_concatenation_has_no_attention(self, argument: str):
+    @pytest.mark.parametrize("stage", ["late", "pooled"])
+    def test_pooled_concatenation_has_no_attention(self, stage: str, argument: str):
         assert_refused(
-            lambda: make_concat(**{argument: 5}),
+            lambda: make_concat(stage=stage, **{argument: 5}),
             who="ConcatFusion",
             argument=argument,
-            got="with stage='late', got 5",
+            got=f"with stage='{stage}', got 5",
             error=ValueError,
         )
 
@@ -970,7 +989,12 @@ class TestConstructors:
         ],
     )
     def test_an_option_that_no_step_uses_yet_is_checked(self, options: dict[str, Any]):
-        kwargs = {"embed_dim": EMBED, "num_heads": HEADS, "share_weights": False} | options
+        kwargs = {
+            "embed_dim": EMBED,
+            "num_heads": HEADS,
+            "form": "residual",
+            "share_weights": False,
+        } | options
         with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
             GatedRecurrentFusion({"text": 7}, **kwargs)
 

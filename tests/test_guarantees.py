@@ -358,8 +358,11 @@ def test_state_can_be_saved_sliced_and_continued_twice(mode: dict[str, str]) -> 
 LONG: dict[str, Callable[[], nn.Module]] = {
     "residual": functools.partial(GatedRecurrentFusion, num_heads=3),
     "paper": functools.partial(GatedRecurrentFusion, num_heads=3, form="paper"),
-    "linear": functools.partial(GatedRecurrentFusion, num_heads=3, self_attention="linear"),
+    "linear": functools.partial(
+        GatedRecurrentFusion, num_heads=3, form="residual", self_attention="linear"
+    ),
     "concat": ConcatFusion,
+    "pooled": functools.partial(ConcatFusion, stage="pooled"),
     "weighted sum": WeightedSumFusion,
 }
 
@@ -1099,7 +1102,7 @@ def test_everything_moves(module: str, dtype: torch.dtype, data: st.DataObject) 
 
 def test_state_dict_keys_of_a_shared_fusion() -> None:
     fusion = GatedRecurrentFusion(
-        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, self_attention=True
+        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, form="residual", self_attention=True
     )
     assert {name: tuple(value.shape) for name, value in fusion.state_dict().items()} == {
         "block.context_layers.0.self_attn.v_proj.weight": (4, 4),
@@ -1149,6 +1152,35 @@ def test_state_dict_keys_of_a_shared_fusion() -> None:
         "projections.text.bias": (4,),
         "projections.audio.weight": (4, 5),
         "projections.audio.bias": (4,),
+    }
+
+
+def test_state_dict_keys_of_the_default() -> None:
+    fusion = GatedRecurrentFusion({"text": 3, "audio": 5}, embed_dim=4)
+    assert {name: tuple(value.shape) for name, value in fusion.state_dict().items()} == {
+        "initial_context": (4,),
+        "unit.linear.weight": (8, 8),
+        "unit.linear.bias": (8,),
+        "projections.text.weight": (4, 3),
+        "projections.text.bias": (4,),
+        "projections.audio.weight": (4, 5),
+        "projections.audio.bias": (4,),
+        "scales.text.rms": (),
+        "scales.audio.rms": (),
+        "summaries.text.hidden.0.weight": (4, 4),
+        "summaries.text.hidden.0.bias": (4,),
+        "summaries.text.output.weight": (4, 8),
+        "summaries.text.output.bias": (4,),
+        "summaries.text.norm.weight": (4,),
+        "summaries.text.norm.bias": (4,),
+        "summaries.audio.hidden.0.weight": (4, 4),
+        "summaries.audio.hidden.0.bias": (4,),
+        "summaries.audio.output.weight": (4, 8),
+        "summaries.audio.output.bias": (4,),
+        "summaries.audio.norm.weight": (4,),
+        "summaries.audio.norm.bias": (4,),
+        "norm.weight": (4,),
+        "norm.bias": (4,),
     }
 
 
@@ -1214,7 +1246,12 @@ def test_state_dict_keys_of_an_unshared_fusion() -> None:
 
 def test_state_dict_keys_that_options_add() -> None:
     fusion = GatedRecurrentFusion(
-        {"text": 3, "audio": 5}, embed_dim=4, num_heads=2, opening="learned", share_weights=False
+        {"text": 3, "audio": 5},
+        embed_dim=4,
+        num_heads=2,
+        form="residual",
+        opening="learned",
+        share_weights=False,
     )
     keys = list(fusion.state_dict())
     assert "initial_context" in keys

@@ -68,6 +68,7 @@ def test_the_mean_is_that_of_the_real_steps_and_0_of_none() -> None:
     assert masked_mean(given, mask).tolist() == [[2.5, 5.0], [0.0, 0.0], [5.0, 7.0]]
 
 
+@pytest.mark.cpu_only
 def test_a_full_mask_is_forgotten_and_no_other() -> None:
     full = torch.ones(2, 3, dtype=torch.bool)
     assert none_if_full(full) is None

@@ -611,7 +611,7 @@ WIDTHS = {"text": 3, "audio": 5}
 HEADED = {"embed_dim": 4, "num_heads": 2}
 # Each module that takes modalities, and what else it is made with here.
 MADE: dict[type[nn.Module], dict[str, Any]] = {
-    GatedRecurrentFusion: HEADED,
+    GatedRecurrentFusion: HEADED | {"form": "residual"},
     FusionAdapter: HEADED,
     ConcatFusion: {"embed_dim": 4},
     WeightedSumFusion: {"embed_dim": 4},
@@ -952,7 +952,49 @@ SAID_OF_MODULES: Said = {
     "form": (
         lambda: make(form="recurrent"),
         ValueError,
-        "GatedRecurrentFusion: expected `form` to be one of 'residual', 'paper', got 'recurrent'.",
+        (
+            "GatedRecurrentFusion: expected `form` to be one of 'summary', 'residual', 'paper', "
+            "got 'recurrent'."
+        ),
+    ),
+    "summary of a sequence": (
+        lambda: make(form="summary", context="sequence"),
+        ValueError,
+        (
+            "GatedRecurrentFusion: expected `context='pooled'` with form='summary', "
+            "got 'sequence'. Write form='residual' or form='paper' for a context that is a "
+            "sequence."
+        ),
+    ),
+    "block's options in a summary": (
+        lambda: make(form="summary", norm_first=True, block=nn.Identity),
+        ValueError,
+        (
+            "GatedRecurrentFusion: expected no option of the block with form='summary', which has "
+            "no block, got norm_first=True, a factory of `block`. Write form='residual' or "
+            "form='paper' for a block."
+        ),
+    ),
+    "no number of heads": (
+        lambda: make(num_heads=None),
+        ValueError,
+        (
+            "GatedRecurrentFusion: expected `num_heads` with form='residual', got None. "
+            "Give a number of attention heads that divides `embed_dim`."
+        ),
+    ),
+    "heads of a summary": (
+        lambda: make(form="summary", num_heads=0),
+        ValueError,
+        "GatedRecurrentFusion: expected `num_heads` to be a positive integer, got 0.",
+    ),
+    "maps of a fusion without attention": (
+        lambda: diagnostics.attention_maps(make(form="summary"), given()),
+        ShapeError,
+        (
+            "attention_maps: expected `fusion` with a block, got form='summary', which has no "
+            "attention. Write form='residual' or form='paper'."
+        ),
     ),
     "context": (
         lambda: make(context="pool"),
@@ -1370,7 +1412,7 @@ SAID_OF_MODULES: Said = {
     "stage": (
         lambda: make(ConcatFusion, stage="middle"),
         ValueError,
-        "ConcatFusion: expected `stage` to be one of 'late', 'early', got 'middle'.",
+        "ConcatFusion: expected `stage` to be one of 'late', 'pooled', 'early', got 'middle'.",
     ),
     "feed-forward of a concatenation": (
         lambda: make(ConcatFusion, dim_feedforward=0),
@@ -1396,6 +1438,14 @@ SAID_OF_MODULES: Said = {
         (
             "ConcatFusion: expected no `num_layers` with stage='late', got 1. "
             "The late form has no attention: use stage='early'."
+        ),
+    ),
+    "heads of a pooled concatenation": (
+        lambda: make(ConcatFusion, stage="pooled", num_heads=2),
+        ValueError,
+        (
+            "ConcatFusion: expected no `num_heads` with stage='pooled', got 2. "
+            "The pooled form has no attention: use stage='early'."
         ),
     ),
     "no heads of an early concatenation": (
@@ -2263,6 +2313,16 @@ SHOWN: dict[str, tuple[Callable[[], str], str]] = {
             "gate_bias='chrono', share_weights=True"
         ),
     ),
+    "summary": (
+        lambda: make(form=None).extra_repr(),
+        (
+            "modalities={'text': 3, 'audio': 5}, order=text -> audio, form='summary', "
+            "embed_dim=4, num_heads=2, num_layers=1, dim_feedforward=None, dropout=0.0, "
+            "activation='gelu', norm_first=None, self_attention=None, symmetric=True, "
+            "packing='auto', checkpoint=False, context='pooled', opening='learned', "
+            "gate_bias='chrono', share_weights=True"
+        ),
+    ),
     "adapter": (
         lambda: make(FusionAdapter).extra_repr(),
         "modalities={'text': 3, 'audio': 5}, embed_dim=4",
@@ -2331,8 +2391,10 @@ SHOWN: dict[str, tuple[Callable[[], str], str]] = {
     ),
 }
 
+# Elsewhere values are not read.
+OF_THE_CPU = {"range of targets"}
 EVERY = [
-    pytest.param(*said, id=name)
+    pytest.param(*said, id=name, marks=[pytest.mark.cpu_only] if name in OF_THE_CPU else [])
     for group in (SAID, SAID_OF_MODULES, SAID_OF_TOOLS, SAID_OF_EACH)
     for name, said in group.items()
 ]

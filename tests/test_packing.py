@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -126,6 +126,7 @@ def test_packed_block_equals_padded(
 @strategies.examples(60)
 @given(strategies.fusion_calls())
 def test_packed_fusion_equals_padded(call: FusionCall) -> None:
+    assume(call.config.form != "summary")
     results = []
     for packing in (False, True):
         torch.manual_seed(call.seed)

@@ -453,7 +453,7 @@ def test_a_third_of_the_examples_is_tried_unless_all_are_asked_for(
 
 
 @pytest.mark.usefixtures("same_profile")
-def test_coverage_stops_for_what_is_slow_or_compiles(
+def test_coverage_stops_for_what_is_slow_compiles_or_reaches_no_further_line(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -476,11 +476,12 @@ def test_coverage_stops_for_what_is_slow_or_compiles(
 
         def test_quick():
             pass
-        """
+        """,
+        test_fuzz="def test_wrong_call(): pass",
     )
     found = pytester.runpytest_inprocess("-p", "no:cacheprovider")
-    found.assert_outcomes(passed=2, failed=1)
-    assert calls == ["stop", "start"] * 2
+    found.assert_outcomes(passed=3, failed=1)
+    assert calls == ["stop", "start"] * 3
 
 
 @pytest.mark.usefixtures("same_profile")

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,14 +18,12 @@ import strategies
 from grf_fusion import (
     SymmetricCrossAttentionBlock,
 )
-from grf_fusion._checks import tracing as _eager
+from grf_fusion._checks import tracing
 from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
-from grf_fusion._cpu import feedforward as _feedforward
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._cpu.dropout import Keep, drop
 from grf_fusion._cpu.dropped_attention import Piece, Plan
-from grf_fusion._cpu.feedforward import Options
 from grf_fusion._layers import attention as _attention
 from properties import (
     Case,
@@ -46,7 +44,7 @@ DIM, HEADS = 15, 3
 @pytest.fixture(params=[7, 60, 300, 2**17], ids="tile {}".format)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Entries of a tile, from less than a row of them to all at once."""
-    for module in (_dropout, _dropped_attention, _feedforward):
+    for module in (_dropout, _dropped_attention):
         monkeypatch.setattr(module, "TILE", request.param)
     return request.param
 
@@ -67,29 +65,6 @@ def with_gradients(result: Tensor, inputs: list[Tensor]) -> dict[str, Tensor]:
     weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
     found = torch.autograd.grad((weights.to(result.dtype) * result).sum(), inputs)
     return {"result": result} | {f"gradient {i}": value for i, value in enumerate(found)}
-
-
-def feedforward_inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    return leaves((11, 5), (13, 5), (13,), (5, 13), (5,), dtype=dtype)
-
-
-@DTYPES
-@DROPOUTS
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_feedforward_is_the_formula(
-    activation: str, dropout: float, dtype: torch.dtype, tile: int
-) -> None:
-    inputs = feedforward_inputs(dtype)
-    x, w1, b1, w2, b2 = inputs
-    options = Options(activation, dropout, seed=5)
-    result = _feedforward._FeedForward.call(*inputs, options)
-    keep, rows = Keep(dropout, 5), max(1, tile // 13)
-    hidden = {"gelu": F.gelu, "relu": F.relu}[activation](x @ w1.T + b1)
-    if dropout:
-        kept = [keep.fill(torch.empty(min(rows, 11 - i), 13)) for i in range(0, 11, rows)]
-        hidden = hidden * torch.cat(kept).to(dtype) / (1 - dropout)
-    expected = with_gradients(hidden @ w2.T + b2, inputs)
-    assert_close(with_gradients(result, inputs), expected)
 
 
 PIECES = {
@@ -151,18 +126,6 @@ def test_attention_with_dropout_is_the_formula(kind: str, dtype: torch.dtype, ti
     assert_close(with_gradients(result, inputs), with_gradients(expected, inputs))
 
 
-@DROPOUTS
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_gradients_of_feedforward_can_be_differentiated(
-    activation: str, dropout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_feedforward, "TILE", 60)
-    options = Options(activation, dropout, seed=5)
-    assert torch.autograd.gradgradcheck(
-        lambda *given: _feedforward._FeedForward.call(*given, options), feedforward_inputs()
-    )
-
-
 @pytest.mark.parametrize("kind", ["one each", "masked"])
 def test_gradients_of_attention_can_be_differentiated(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -175,19 +138,11 @@ def test_gradients_of_attention_can_be_differentiated(
     )
 
 
-@pytest.mark.parametrize("kind", ["feed-forward", "attention"])
-def test_gradients_that_can_be_differentiated_are_the_same(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_that_can_be_differentiated_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are computed in another way, and have to drop the same entries."""
-    for part in (_feedforward, _dropped_attention):
-        monkeypatch.setattr(part, "TILE", 60)
-    if kind == "attention":
-        inputs, pieces = attention_case("masked", torch.float64)
-        result = _dropped_attention._Attention.call(*inputs, Plan(pieces, 0.3, 5))
-    else:
-        inputs = feedforward_inputs()
-        result = _feedforward._FeedForward.call(*inputs, Options("gelu", 0.3, seed=5))
+    monkeypatch.setattr(_dropped_attention, "TILE", 60)
+    inputs, pieces = attention_case("masked", torch.float64)
+    result = _dropped_attention._Attention.call(*inputs, Plan(pieces, 0.3, 5))
     loss = result.square().sum()
     plain, again = (
         torch.autograd.grad(loss, inputs, create_graph=create, retain_graph=True)
@@ -239,9 +194,9 @@ def test_gradients_of_a_baseline_can_be_differentiated(kind: str, data: st.DataO
 
 
 def test_only_gradients_that_are_wanted_are_differentiated_again() -> None:
-    x, *weights = feedforward_inputs()
-    frozen = [weight.detach() for weight in weights]
-    result = _feedforward._FeedForward.call(x, *frozen, Options("gelu", 0.0, 0))
+    (x, *others), pieces = attention_case("masked", torch.float64)
+    frozen = [other.detach() for other in others]
+    result = _dropped_attention._Attention.call(x, *frozen, Plan(pieces, 0.3, 5))
     (gradient,) = torch.autograd.grad(result.square().sum(), [x], create_graph=True)
     torch.autograd.grad(gradient.sum(), [x])
 
@@ -403,7 +358,7 @@ def test_hooks_are_called_whatever_the_size(kind: str, training: bool) -> None:
             HOOKS[kind](module, note)
         context, modality = leaves((3, 4, DIM), (3, 11, DIM))
         with pytest.MonkeyPatch.context() as patch:
-            for part in (_attention, _dropout, _feedforward, _layout):
+            for part in (_attention, _dropout, _layout):
                 patch.setattr(part, "FEW", few)
             sum(result.square().sum() for result in block(context, modality)).backward()
         called.append(sorted(seen))
@@ -473,37 +428,95 @@ def test_transforms_of_functions_work() -> None:
     assert_close({"vmap": vmap(grad(loss))(sequence)}, {"vmap": plain})
 
 
-def feedforward_only(x: Tensor) -> Tensor:
-    layer = make_block().modality_layers[0]
-    return _feedforward.feedforward(
-        x, layer.linear1, layer.linear2, layer.activation, layer.dropout
-    )
-
-
 @pytest.mark.usefixtures("always")
 # PyTorch scripts its own formulas for this mode; 2.15 warns of it in another class than before.
 @pytest.mark.filterwarnings(r"ignore:`torch\.jit\.")
-def test_forward_mode_works_in_both_forms() -> None:
-    x, tangent = leaves((3, 5, DIM), (3, 5, DIM))
-    x, tangent = x.detach(), tangent.detach()
-    _, found = jvp(feedforward_only, (x,), (tangent,))
-    with forward_ad.dual_level():
-        dual = feedforward_only(forward_ad.make_dual(x, tangent))
-        assert_close({"dual": forward_ad.unpack_dual(dual).tangent}, {"dual": found})
-    step = 1e-6
-    numeric = (feedforward_only(x + step * tangent) - feedforward_only(x - step * tangent)) / (
-        2 * step
-    )
-    torch.testing.assert_close(found, numeric, rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("how", ["jvp", "dual"])
+def test_forward_mode_works_in_both_forms(how: str) -> None:
+    """Our own functions have no rule for it, so that PyTorch's dropout has to take their place."""
+    dropout = nn.Dropout(0.3)
+    x, tangent = torch.rand(2, 40, DIM).double() + 1
+    if how == "jvp":
+        value, found = jvp(lambda given: drop(dropout, given), (x,), (tangent,))
+    else:
+        with forward_ad.dual_level():
+            dual = drop(dropout, forward_ad.make_dual(x, tangent))
+            value, found = forward_ad.unpack_dual(dual)
+    assert 0 < (value == 0).double().mean() < 1
+    assert_close({"tangent": found}, {"tangent": torch.where(value == 0, 0.0, tangent / 0.7)})
 
 
 def test_tiles_are_for_plain_tensors_in_full_precision() -> None:
     x = torch.zeros(3)
-    assert _eager.is_plain_call(x)
-    assert not _eager.is_plain_call(x.half())
-    assert not _eager.is_plain_call(x.to("meta"))
+    assert tracing.is_plain_call(x)
+    assert not tracing.is_plain_call(x.half())
+    assert not tracing.is_plain_call(x.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not _eager.is_plain_call(x)
+        assert not tracing.is_plain_call(x)
+
+
+# Without the part; PyTorch itself needs it.
+PRIVATE = {
+    "transforms": ("C", SimpleNamespace(_functorch=torch._C._functorch)),
+    "forward mode": ("forward_ad", SimpleNamespace()),
+}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("part", PRIVATE)
+def test_without_a_private_part_of_pytorch_its_own_layers_compute(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, modality = leaves((3, 4, DIM), (3, 11, DIM))
+    mask = torch.rand(3, 11) < 0.6
+    block = make_block(dropout=0.3, packing=True)
+    expected = block.eval()(context, modality, modality_mask=mask)
+    monkeypatch.setattr(tracing, *PRIVATE[part])
+    assert not tracing.is_plain_call(context)
+    found = block(context, modality, modality_mask=mask)
+    assert_close(dict(enumerate(found)), dict(enumerate(expected)))
+    monkeypatch.setattr(_dropout, "Keep", None)
+    monkeypatch.setattr(_dropped_attention, "Keep", None)
+    block.train()(context, modality, modality_mask=mask)[1].sum().backward()
+
+
+def test_without_the_question_for_vmap_a_transform_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(2, 3)
+    active = torch._C._are_functorch_transforms_active
+    for functorch in ({"_functorch": SimpleNamespace()}, {}):
+        part = SimpleNamespace(_are_functorch_transforms_active=active, **functorch)
+        monkeypatch.setattr(tracing, "C", part)
+        seen: list[bool] = []
+        vmap(lambda row, seen=seen: seen.append(tracing.is_batched(row)) or row)(x)
+        assert [*seen, tracing.is_batched(x)] == [True, False]
+
+
+@pytest.mark.parametrize("name", [*tracing.FORWARD_HOOKS, *tracing.BACKWARD_HOOKS])
+def test_a_layer_without_a_dictionary_of_hooks_is_called(name: str) -> None:
+    layer = nn.Linear(2, 3)
+    assert tracing.is_untouched(layer)
+    delattr(layer, name)
+    assert not tracing.is_untouched(layer)
+
+
+@DTYPES
+@pytest.mark.parametrize("without", [None, "out", "_softmax_backward_data"])
+def test_gradient_of_softmax(
+    without: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scores,) = leaves((2, 5, 7), dtype=dtype)
+    weights, gradient = scores.softmax(dim=-1), torch.randn(2, 5, 7, dtype=dtype)
+    aten = SimpleNamespace(_softmax_backward_data=torch.ops.aten._softmax_backward_data)
+    if without == "out":
+        aten = SimpleNamespace(_softmax_backward_data=None)
+    elif without:
+        aten = SimpleNamespace()
+    (expected,) = torch.autograd.grad(weights, [scores], gradient)
+    monkeypatch.setattr(tracing.torch, "ops", SimpleNamespace(aten=aten))
+    out = torch.empty_like(gradient)
+    tracing.softmax_backward(gradient, weights.detach(), out=out)
+    monkeypatch.undo()
+    assert_close({"scores": out}, {"scores": expected})
 
 
 @pytest.mark.usefixtures("always")

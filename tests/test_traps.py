@@ -125,6 +125,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "sequence": lambda: fusion_case(fusion_call(context="sequence")),
     "unshared": lambda: fusion_case(fusion_call(share_weights=False)),
     "concatenation": lambda: baseline_case("concat"),
+    "pooled concatenation": lambda: baseline_case("pooled", stage="pooled"),
     "early": lambda: baseline_case("early", stage="early", num_heads=3),
     "sigmoid": lambda: baseline_case("weighted sum"),
     "softmax": lambda: baseline_case("weighted sum", weights="softmax"),
@@ -438,7 +439,12 @@ def test_trap_20_every_pattern_of_a_mask_counts_as_it_should(mode: dict[str, str
 def test_trap_20_any_length_and_any_width(width: int) -> None:
     """Past the authors' table of 5,000 rows, and at odd widths."""
     fusion = GatedRecurrentFusion(
-        {"text": 3}, embed_dim=width, num_heads=1, opening="first", dtype=torch.float64
+        {"text": 3},
+        embed_dim=width,
+        num_heads=1,
+        form="residual",
+        opening="first",
+        dtype=torch.float64,
     )
     nn.init.zeros_(fusion.projections["text"].weight)
     nn.init.zeros_(fusion.projections["text"].bias)

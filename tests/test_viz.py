@@ -47,7 +47,9 @@ def figures() -> Iterator[None]:
 
 
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
-    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, num_heads=HEADS, **options)
+    fusion = GatedRecurrentFusion(
+        WIDTHS, **{"embed_dim": DIM, "num_heads": HEADS, "form": "residual"} | options
+    )
     randomise(fusion, 3)
     return fusion.eval()
 

@@ -1,25 +1,23 @@
 """Run the quality benchmark, or print what has been run: `python -m benchmarks.quality --help`."""
 
 import argparse
-import dataclasses
 import fnmatch
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
-from benchmarks.quality import plots, report
-from benchmarks.quality.catalog import MADE_UP, NAMES, load, locate
-from benchmarks.quality.data import Dataset
-from benchmarks.quality.run import Settings, amount, run
+from benchmarks.quality.catalog import MADE_UP, NAMES, locate, plain
+from benchmarks.quality.methods import GRF, Method, methods
+from benchmarks.quality.run import Settings
 from benchmarks.quality.store import Store
+from benchmarks.quality.sweep import Source, sweep
 
-# Of a trial run: samples of each part, epochs, seeds, trials.
-QUICK_SAMPLES, QUICK_EPOCHS, QUICK_SEEDS, QUICK_TRIALS = 48, 1, 2, 2
+# Of a trial run: samples of each part, and seeds.
+QUICK_SAMPLES, QUICK_SEEDS = 48, 2
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,71 +26,92 @@ def main(argv: list[str] | None = None) -> None:
     store = Store(args.out / "runs.jsonl")
     if store.broken:
         sys.stderr.write(f"{store.path}: skipped {store.broken} broken lines\n")
+    for path in args.merge:
+        for record in Store(path).records.values():
+            if record["key"] not in store:
+                store.add(record)
     if not args.report:
         torch.set_num_threads(args.threads)
-        with threadpool_limits(args.threads):
-            _run(args, store)
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = report.markdown(store)
-    (args.out / "results.md").write_text(text, "utf-8")
-    results = json.dumps(report.summarise(store), indent=1)
-    (args.out / "results.json").write_text(results + "\n", "utf-8")
-    if args.page is not None:
-        page = args.page.read_text("utf-8")
-        args.page.write_text(report.insert(page, text), "utf-8")
-    if args.plots:
-        plots.draw(store, args.out)
-    sys.stdout.write(text)
+        _run(args, store)
+    if not args.run_only:
+        _report(args, store)
 
 
 def _run(args: argparse.Namespace, store: Store) -> None:
-    settings = Settings(
-        seeds=QUICK_SEEDS if args.quick else args.seeds,
-        device=args.device,
-        threads=args.threads,
-        shard=args.shard,
-        costs=args.costs,
-    )
-    filters = _filters(args)
-    with tqdm(file=sys.stderr, unit="method", total=0, disable=args.no_progress) as bar:
-        for name, chosen in filters.items():
-            dataset = load(name, args.data, QUICK_SAMPLES if args.quick else None)
-            if args.quick:
-                dataset = _shorten(dataset)
-            bar.total += amount(dataset, settings, chosen)
-            bar.refresh()
-            run(dataset.to(args.device), store, settings, chosen, bar)
+    settings = Settings(QUICK_SEEDS if args.quick else args.seeds, args.device, args.threads)
+    source = Source(args.data, QUICK_SAMPLES if args.quick else None, args.quick)
+    wanted = _wanted(args)
+    say = (lambda _: None) if args.no_progress else _say
+    done = sweep(source, store, settings, wanted, jobs=args.jobs, seconds=args.seconds, say=say)
+    say(f"{done} trainings")
+    if args.jobs == 1 and args.seconds is None and not args.run_only:
+        from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
+
+        for name, chosen in wanted.items():
+            dataset = source.get(name, args.device)
+            if chosen(methods(dataset)["MulT"]):
+                cost.bill(dataset, store)
+            if args.costs:
+                cost.measure(dataset, settings, store, chosen)
 
 
-def _shorten(dataset: Dataset) -> Dataset:
-    trials = dataset.budget.trials[:QUICK_TRIALS]
-    budget = dataclasses.replace(dataset.budget, epochs=QUICK_EPOCHS, batch=16, trials=trials)
-    return dataclasses.replace(dataset, budget=budget)
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-def _filters(args: argparse.Namespace) -> dict[str, Callable[[str], bool]]:
+def _report(args: argparse.Namespace, store: Store) -> None:
+    # These need what a sweep does not.
+    from benchmarks.quality import evidence, plots, report  # noqa: PLC0415
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    summaries = report.summarise(store)
+    texts = report.pages(summaries)
+    text = "\n".join([evidence.evidence(summaries, pages=""), *texts.values()])
+    (args.out / "results.md").write_text(text, "utf-8")
+    results = json.dumps(summaries, indent=1)
+    (args.out / "results.json").write_text(results + "\n", "utf-8")
+    if args.docs is not None:
+        evidence.write(summaries, texts, args.docs)
+        plots.overview(summaries, args.docs / "assets" / evidence.PICTURE)
+    if args.plots:
+        plots.draw(summaries, args.out)
+        plots.overview(summaries, args.out / evidence.PICTURE)
+    sys.stdout.write(text)
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Callable[[Method], bool]]:
     """Return which methods to run on each data set."""
     here = [name for name in NAMES if locate(name, args.data) is not None]
     if not args.only:
-        usual = [name for name in here if name not in MADE_UP]
-        for name in set(NAMES) - set(MADE_UP) - set(usual):
-            sys.stderr.write(f"{name}: no data in {args.data}, left out\n")
-        return dict.fromkeys(usual, lambda _: True)
+        usual = [name for name in here if plain(name) not in MADE_UP]
+        for name in set(NAMES) - set(usual):
+            if plain(name) not in MADE_UP:
+                sys.stderr.write(f"{name}: no data in {args.data}, left out\n")
+        return dict.fromkeys(usual, _is_usual)
     patterns: dict[str, list[str]] = {}
     for only in args.only:
         wanted, _, method = only.partition(",")
         names = fnmatch.filter(NAMES, wanted)
         if not names:
             args.parser.error(f"--only: no data set {wanted}; there are {', '.join(NAMES)}")
-        for name in names:
-            if name not in here:
-                args.parser.error(f"--only: no data of {name} in {args.data}")
-            patterns.setdefault(name, []).append(method or "*")
+        exact = [name for name in names if name in here]
+        if not exact:
+            args.parser.error(f"--only: no data of {names[0]} in {args.data}")
+        for name in exact:
+            patterns.setdefault(name, []).append(method)
 
-    def one_of(own: list[str]) -> Callable[[str], bool]:
-        return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in own)
+    def one_of(own: list[str]) -> Callable[[Method], bool]:
+        return lambda method: any(
+            fnmatch.fnmatchcase(method.name, pattern) if pattern else _is_usual(method)
+            for pattern in own
+        )
 
     return {name: one_of(own) for name, own in patterns.items()}
+
+
+def _is_usual(method: Method) -> bool:
+    """Tell whether a method is one of those that are compared, not one taken apart."""
+    return method.name == GRF or method.group in ("baseline", "reference")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -109,36 +128,27 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         metavar="DATASET[,METHOD]",
-        help="only these, patterns with * allowed; can be given more than once",
+        help="only these, patterns with * allowed; can be given more than once; without a METHOD "
+        "those that are compared",
     )
     add("--seeds", type=int, default=5, help="seeds that are reported")
-    add("--threads", type=int, default=1, help="CPU threads")
+    add("--threads", type=int, default=1, help="CPU threads of a training")
     add("--device", default="cpu", help="cpu or cuda")
-    add(
-        "--shard",
-        type=_shard,
-        default=(1, 1),
-        metavar="K/N",
-        help="run the K-th part of the methods, beside N - 1 other processes; times no steps",
-    )
+    add("--jobs", type=int, default=1, help="processes; times no steps with more than one")
+    add("--seconds", type=float, help="stop after so long; the next call goes on")
+    add("--merge", type=Path, nargs="*", default=[], help="files of runs to take over first")
     add("--no-costs", dest="costs", action="store_false", help="do not time steps")
     add("--plots", action="store_true", help="draw figures too")
     add("--report", action="store_true", help="run nothing, only write the tables")
-    add("--page", type=Path, help="Markdown file to put the tables into, between its marks")
+    add("--run-only", action="store_true", help="write no tables: needs only torch and NumPy")
+    add("--docs", type=Path, help="folder whose evidence.md and pages by data set to write again")
     add("--quick", action="store_true", help="a few samples and one epoch: numbers mean nothing")
-    add("--no-progress", action="store_true", help="no progress bar")
+    add("--no-progress", action="store_true", help="say nothing of what was run")
     args = parser.parse_args(argv)
-    if args.seeds < 1 or args.threads < 1:
-        parser.error("--seeds and --threads take a number from 1 up")
+    if min(args.seeds, args.threads, args.jobs) < 1:
+        parser.error("--seeds, --threads and --jobs take a number from 1 up")
     args.parser = parser
     return args
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, _, shards = text.partition("/")
-    if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
-        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, got {text}")
-    return int(number), int(shards)
 
 
 if __name__ == "__main__":

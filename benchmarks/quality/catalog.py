@@ -7,50 +7,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality import mosi, sensors
-from benchmarks.quality.data import Dataset
+from benchmarks.quality.data import ENCODED, Dataset
+from benchmarks.quality.digits import digits
 from benchmarks.quality.icu import icu2012
+from benchmarks.quality.omics import rosmap
 from benchmarks.quality.synthetic import synthetic
 
 Loader = Callable[[dict[str, NDArray], int | None], Dataset]
-# Archive and loader; icu2012, the lead case, comes last because it takes longest.
-ARCHIVES: dict[str, tuple[str, Loader]] = {
-    "hydraulic-accumulator": ("hydraulic", lambda x, n: sensors.hydraulic(x, "accumulator", n)),
-    "hydraulic-valve": ("hydraulic", lambda x, n: sensors.hydraulic(x, "valve", n)),
-    "mfeat": ("mfeat", sensors.mfeat),
-    "dsads": ("dsads", lambda x, n: sensors.dsads(x, "whole", n)),
-    "dsads-rates": ("dsads", lambda x, n: sensors.dsads(x, "rates", n)),
-    "dsads-summaries": ("dsads", lambda x, n: sensors.dsads(x, "summaries", n)),
-    "dsads-three": ("dsads", lambda x, n: sensors.dsads(x, "three", n)),
-    "icu2012": ("icu2012", icu2012),
+# Archives and loader; icu2012 comes last because it takes longest.
+ARCHIVES: dict[str, tuple[tuple[str, ...], Loader]] = {
+    "dsads-three": (("dsads",), lambda x, n: sensors.dsads(x, "three", n)),
+    "digits": (("fsdd", "mfeat"), digits),
+    "mfeat": (("mfeat",), sensors.mfeat),
+    "rosmap": (("rosmap",), rosmap),
+    "hydraulic-accumulator": (("hydraulic",), lambda x, n: sensors.hydraulic(x, "accumulator", n)),
+    "hydraulic-valve": (("hydraulic",), lambda x, n: sensors.hydraulic(x, "valve", n)),
+    "dsads": (("dsads",), lambda x, n: sensors.dsads(x, "whole", n)),
+    "dsads-rates": (("dsads",), lambda x, n: sensors.dsads(x, "rates", n)),
+    "dsads-summaries": (("dsads",), lambda x, n: sensors.dsads(x, "summaries", n)),
+    "icu2012": (("icu2012",), icu2012),
 }
 MADE_UP = tuple(f"synthetic-{kind}" for kind in ("classes", "binary", "regression"))
-NAMES = (*ARCHIVES, "mosi", *MADE_UP)
+PLAIN = (*ARCHIVES, "mosi", *MADE_UP)
+# Each data set as it comes, and with its modalities encoded.
+NAMES = tuple(f"{name}{track}" for name in PLAIN for track in ("", ENCODED))
 
 
-def locate(name: str, folder: Path) -> Path | None:
-    """Return the file of a data set, `None` where it is not."""
+def plain(name: str) -> str:
+    """Return the name of a data set as it comes."""
+    return name.removesuffix(ENCODED)
+
+
+def locate(name: str, folder: Path) -> tuple[Path, ...] | None:
+    """Return the files of a data set, `None` where one of them is not."""
+    name = plain(name)
     if name in MADE_UP:
-        return Path()
+        return ()
     if name == "mosi":
-        return mosi.find(folder / "mosi")
-    archive, _ = ARCHIVES[name]
-    path = folder / archive / f"{archive}.npz"
-    return path if path.is_file() else None
+        path = mosi.find(folder / "mosi")
+        return None if path is None else (path,)
+    archives, _ = ARCHIVES[name]
+    paths = tuple(folder / archive / f"{archive}.npz" for archive in archives)
+    return paths if all(path.is_file() for path in paths) else None
 
 
 def load(name: str, folder: Path, most: int | None = None) -> Dataset:
     """Load a data set, or `most` samples of each of its parts.
 
     Raises:
-        FileNotFoundError: If its file is not there.
+        FileNotFoundError: If a file of it is not there.
     """
-    path = locate(name, folder)
-    if path is None:
+    paths = locate(name, folder)
+    if paths is None:
         raise FileNotFoundError(f"load: expected the data of {name} in {folder}, got none.")
-    if name in MADE_UP:
-        return synthetic(name.removeprefix("synthetic-"))
-    if name == "mosi":
-        return mosi.mosi(path, most)
-    with np.load(path) as archive:
-        arrays = dict(archive)
-    return ARCHIVES[name][1](arrays, most)
+    if plain(name) in MADE_UP:
+        dataset = synthetic(plain(name).removeprefix("synthetic-"))
+    elif plain(name) == "mosi":
+        dataset = mosi.mosi(paths[0], most)
+    else:
+        archives, loader = ARCHIVES[plain(name)]
+        arrays: dict[str, NDArray] = {}
+        for archive, path in zip(archives, paths, strict=True):
+            # Where there are several, their names tell equal keys apart.
+            prefix = f"{archive}." if len(archives) > 1 else ""
+            with np.load(path) as content:
+                arrays |= {f"{prefix}{key}": value for key, value in content.items()}
+        dataset = loader(arrays, most)
+    return dataset.encode() if name.endswith(ENCODED) else dataset

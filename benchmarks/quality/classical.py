@@ -12,6 +12,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from benchmarks.quality.data import Dataset, Part, Task
@@ -42,16 +43,17 @@ class Classical:
         self.model = make(self.task, trial=trial, seed=seed)
         # In a trial run nobody may have a column, and then there is nothing to impute.
         self.observed = ~np.isnan(rows[0]).all(axis=0)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.model.fit(np.concatenate(rows)[:, self.observed], labels)
 
     def __call__(self, part: Part, present: Tensor | None) -> NDArray:
         """Return scores as the networks do: log-probabilities, log-odds or numbers."""
         values = part.summaries.without(present)[:, self.observed]
-        if self.task.kind == "regression":
-            return self.model.predict(values)
-        likelihood = np.log(self.model.predict_proba(values).clip(1e-12))
+        with threadpool_limits(torch.get_num_threads()):
+            if self.task.kind == "regression":
+                return self.model.predict(values)
+            likelihood = np.log(self.model.predict_proba(values).clip(1e-12))
         if self.task.kind == "binary":
             return likelihood[:, 1] - likelihood[:, 0]
         # A class without a training sample, in a trial run, has no column.

@@ -3,21 +3,19 @@
 import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import measure as clock
 from benchmarks.contestants import Contestant
-from benchmarks.quality.data import Dataset, Task
+from benchmarks.quality.data import Dataset
 from benchmarks.quality.methods import GRF, Method, heads, methods, parameters, stack_dim
+from benchmarks.quality.run import Job, Settings, jobs_of
 from benchmarks.quality.store import Record, Store, dataset_key, digest
 from benchmarks.quality.train import Learner, Network, build
 from grf_fusion.baselines import MulT
-
-if TYPE_CHECKING:
-    from benchmarks.quality.run import Job, Settings
 
 REPEATS, FEW_REPEATS, LIMIT = 11, 3, 60.0
 TIMED = ("baseline", "grf", "ablation", "rival")
@@ -25,18 +23,20 @@ TIMED = ("baseline", "grf", "ablation", "rival")
 BYTES_A_PARAMETER = 16
 MEMORY_LAYERS = 3
 
-Choose = Callable[[Task, Iterable[Record]], Record]
 
-
-def measure(jobs: "Mapping[str, Job]", chosen: Callable[[str], bool], choose: Choose) -> None:
+def measure(
+    dataset: Dataset, settings: Settings, store: Store, chosen: Callable[[Method], bool]
+) -> None:
     """Time a training step and an inference of all chosen methods in turns, on one batch each.
 
     Where one was not timed, all are timed again: times of different calls are not compared.
     """
     timed: dict[str, tuple[Job, Record, Record]] = {}
-    for name, job in jobs.items():
-        if job.method.group in TIMED and chosen(name) and not job.too_large():
-            best = choose(job.dataset.task, job.trials())
+    for name, job in jobs_of(dataset, settings, store).items():
+        if job.method.group in TIMED and chosen(job.method) and not job.too_large():
+            best = job.chosen()
+            if best is None:
+                continue
             where = {"device": job.settings.device, "threads": job.settings.threads}
             record = job.record("cost", rate=best["rate"], width=best["width"], **where)
             timed[name] = job, best, record
@@ -45,8 +45,7 @@ def measure(jobs: "Mapping[str, Job]", chosen: Callable[[str], bool], choose: Ch
     steps, reads = {}, {}
     for name, (job, best, _) in timed.items():
         steps[name], reads[name] = _calls(job.dataset, job.method, best, job.settings.device)
-    device = next(iter(timed.values()))[0].settings.device
-    options = {"repeats": REPEATS, "limit": LIMIT, "device": device}
+    options = {"repeats": REPEATS, "limit": LIMIT, "device": settings.device}
     results = {"training": clock.race(steps, **options), "inference": clock.race(reads, **options)}
     for name, (job, _, record) in timed.items():
         for figure, of_all in results.items():
@@ -59,7 +58,7 @@ def measure(jobs: "Mapping[str, Job]", chosen: Callable[[str], bool], choose: Ch
 
 
 def steps(
-    timed: Iterable[Method], dataset: Dataset, rate: float, width: int, settings: "Settings"
+    timed: Iterable[Method], dataset: Dataset, rate: float, width: int, settings: Settings
 ) -> dict[str, float]:
     """Return the median seconds of a training step of each method, timed in turns."""
     chosen, device = {"rate": rate, "width": width}, settings.device
@@ -97,8 +96,6 @@ def _calls(
 def bill(dataset: Dataset, store: Store) -> None:
     """Write down what MulT needs beside ours: stacks, weights, memory, operations a batch."""
     known = methods(dataset)
-    if "MulT" not in known:
-        return
     width = min(width for _, width in dataset.budget.trials)
     key = digest(dataset_key(dataset), "bill", width)
     if key in store:

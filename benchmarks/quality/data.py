@@ -1,7 +1,8 @@
 """What a data set is to the benchmark: named modalities, padded and masked, in three parts."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 Arrays = Mapping[str, NDArray]
 PARTS = ("train", "validation", "test")
+# Behind the name of a data set whose modalities are encoded.
+ENCODED = "-encoded"
 
 
 class Task(NamedTuple):
@@ -184,6 +187,11 @@ class Dataset:
         budget: What a method may spend.
         missing: Numbers of missing modalities of the curve.
         reference: Numbers that came with the data: name, metric, value.
+        encoded: Whether a small network a step of its own stands in front of each modality, the
+            same for every method and trained with it.
+        turns: Makes the parts of a seed, where each seed has another validation part.
+        compared: How many modalities are missing where methods are compared; ``None`` for the
+            point of the curve nearest to half.
     """
 
     name: str
@@ -194,6 +202,29 @@ class Dataset:
     budget: Budget
     missing: tuple[int, ...]
     reference: tuple[tuple[str, str, str], ...] = ()
+    encoded: bool = False
+    turns: Callable[[int], dict[str, Part]] | None = None
+    compared: int | None = None
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, list[int]]:
+        """Samples and real steps of each part."""
+        return {name: [len(part), int(part.steps.sum())] for name, part in self.parts.items()}
+
+    @property
+    def half(self) -> int:
+        """How many modalities are missing at the point of the curve that is compared."""
+        if self.compared is not None:
+            return self.compared
+        return min(self.missing[1:], key=lambda gone: abs(gone - len(self.modalities) / 2))
+
+    def turn(self, seed: int) -> "Dataset":
+        """Return the data set as a seed sees it."""
+        return self if self.turns is None else dataclasses.replace(self, parts=self.turns(seed))
+
+    def encode(self) -> "Dataset":
+        """Return the same with encoders in front."""
+        return dataclasses.replace(self, name=f"{self.name}{ENCODED}", encoded=True)
 
     def whole(self) -> "Dataset":
         """Return the same with train and validation as one training part."""
@@ -202,8 +233,15 @@ class Dataset:
 
     def to(self, device: str) -> "Dataset":
         """Move the tensors."""
-        parts = {name: part.to(device) for name, part in self.parts.items()}
-        return dataclasses.replace(self, parts=parts)
+        if device == "cpu":
+            return self
+
+        def move(parts: dict[str, Part]) -> dict[str, Part]:
+            return {name: part.to(device) for name, part in parts.items()}
+
+        turns = self.turns
+        moved = None if turns is None else lambda seed: move(turns(seed))
+        return dataclasses.replace(self, parts=move(self.parts), turns=moved)
 
 
 def drop_steps(batch: Batch, share: float, chance: torch.Generator) -> Batch:

@@ -10,8 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from benchmarks.quality.data import Dataset
-from benchmarks.quality.model import AlignedConcat, ConcatUnit
+from benchmarks.quality.data import Dataset, Task
+from benchmarks.quality.model import ConcatUnit, LateScores
+from benchmarks.quality.rivals import (
+    BottleneckTransformer,
+    GatedMultimodalUnit,
+    LatentTransformer,
+)
 from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
 from grf_fusion import GatedRecurrentFusion
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, MulT, WeightedSumFusion
@@ -31,6 +36,7 @@ MOST_MINUTES = 60
 
 GRF = "GRF"
 CROSS = "cross-modal attention"
+POOLED = "concatenation, pooled"
 GROUPS = {
     "reference": "Classical, on summaries",
     "baseline": "Baselines",
@@ -48,6 +54,7 @@ class Size(NamedTuple):
     modalities: Mapping[str, int]
     width: int
     dropout: float
+    task: Task
 
 
 Builder = Callable[[Size], nn.Module]
@@ -62,7 +69,6 @@ class Training:
         modulation: Strength of `modulate_gradients`, 0 for none.
         order: ``"declared"``, ``"random"`` (drawn at each step) or the number of one of `orders`.
         intermediate: Weight of the mean loss after each modality, 0 for none.
-        alignment: Weight of the fusion's own loss, where it has one.
         test_orders: Whether the trained model is tested in all `orders`.
     """
 
@@ -70,7 +76,6 @@ class Training:
     modulation: float = 0.0
     order: str | int = "declared"
     intermediate: float = 0.0
-    alignment: float = 0.1
     test_orders: bool = False
 
 
@@ -177,32 +182,53 @@ def _cross_without(part: str) -> Builder:
     return build
 
 
-def _sum(weights: str) -> Builder:
-    def build(size: Size) -> nn.Module:
-        given = dict.fromkeys(size.modalities, 1.0) if weights == "equal" else weights
-        return WeightedSumFusion(size.modalities, embed_dim=size.width, weights=given)
-
-    return build
+def _sum(size: Size) -> nn.Module:
+    return WeightedSumFusion(size.modalities, embed_dim=size.width, weights="softmax")
 
 
 def _late(size: Size) -> nn.Module:
     return ConcatFusion(size.modalities, embed_dim=size.width, dropout=size.dropout)
 
 
-def _aligned(size: Size) -> nn.Module:
-    return AlignedConcat(size.modalities, embed_dim=size.width, dropout=size.dropout)
+def _pooled(size: Size) -> nn.Module:
+    options = {"stage": "pooled", "dropout": size.dropout}
+    return ConcatFusion(size.modalities, embed_dim=size.width, **options)
 
 
-BASELINES: dict[str, tuple[Builder, int]] = {
-    # Builder, and how many modalities it needs.
-    "concatenation, late": (_late, 1),
-    "concatenation, early": (_early, 1),
-    "weighted sum, equal": (_sum("equal"), 1),
-    "weighted sum, sigmoid": (_sum("sigmoid"), 1),
-    "weighted sum, softmax": (_sum("softmax"), 1),
-    CROSS: (_cross, 1),
-    "contrastive alignment + concatenation": (_aligned, 2),
-    "MulT": (mult, 2),
+def _latents(size: Size) -> nn.Module:
+    options = {"num_heads": heads(size.width), "dropout": size.dropout}
+    return LatentTransformer(size.modalities, embed_dim=size.width, **options)
+
+
+def _bottlenecks(size: Size) -> nn.Module:
+    options = {"num_heads": heads(size.width), "dropout": size.dropout}
+    return BottleneckTransformer(size.modalities, embed_dim=size.width, **options)
+
+
+def _gmu(size: Size) -> nn.Module:
+    return GatedMultimodalUnit(size.modalities, embed_dim=size.width)
+
+
+def _scores(how: str) -> Builder:
+    def build(size: Size) -> nn.Module:
+        options = {"dropout": size.dropout, "task": size.task, "how": how}
+        return LateScores(size.modalities, embed_dim=size.width, **options)
+
+    return build
+
+
+BASELINES: dict[str, Builder] = {
+    POOLED: _pooled,
+    CROSS: _cross,
+    "bottleneck Transformer (MBT)": _bottlenecks,
+    "latent Transformer (Perceiver)": _latents,
+    "gated multimodal unit (GMU)": _gmu,
+    "concatenation, early": _early,
+    "scores multiplied": _scores("product"),
+    "scores averaged": _scores("mean"),
+    "concatenation, late": _late,
+    "weighted sum, softmax": _sum,
+    "MulT": mult,
 }
 FIRST = {"opening": "first"}
 PAPER: dict[str, object] = {"form": "paper"}
@@ -253,18 +279,17 @@ CLASSICAL = {
 def methods(dataset: Dataset) -> dict[str, Method]:
     """Return all methods for a data set, by name."""
     linear = "ridge" if dataset.task.kind == "regression" else "logistic"
+    # A classical model has nothing to do with encoders.
     found = [
         Method(name.format(linear), "reference", None, options)
         for name, options in CLASSICAL.items()
+        if not dataset.encoded
     ]
-    for name, (build, fewest) in BASELINES.items():
-        if len(dataset.modalities) >= fewest:
-            found.append(Method(name, "baseline", build, {"baseline": name}))
-    concat, _ = BASELINES["concatenation, late"]
+    for name, build in BASELINES.items():
+        found.append(Method(name, "baseline", build, {"baseline": name}))
     for said, rate in OTHER_DROPOUT.items():
-        name = f"concatenation, late, {said}"
-        training = Training(modality_dropout=rate)
-        found.append(Method(name, "baseline", concat, {"baseline": name}, training))
+        name, training = f"{POOLED}, {said}", Training(modality_dropout=rate)
+        found.append(Method(name, "baseline", _pooled, {"baseline": name}, training))
     found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
     found.append(Method("GRF, as in the paper", "grf", grf(**PAPER), PAPER))
     found += [_ours(name, "grf", options) for name, options in MODES.items()]
@@ -313,5 +338,5 @@ def parameters(method: Method, dataset: Dataset, width: int) -> int:
     if method.build is None:
         return 0
     with torch.device("meta"):
-        fusion = method.build(Size(method.modalities(dataset), width, DROPOUT))
+        fusion = method.build(Size(method.modalities(dataset), width, DROPOUT, dataset.task))
     return sum(parameter.numel() for parameter in fusion.parameters())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from benchmarks.quality.data import Task
 
@@ -14,7 +13,7 @@ MOST_SENTIMENT = 3.0
 # The order of the columns in the tables.
 COLUMNS = {
     "classes": ("accuracy", "macro accuracy", "log loss"),
-    "binary": ("AUROC", "AUPRC", "score 1", "log loss"),
+    "binary": ("AUROC", "AUPRC", "score 1", "accuracy", "F1", "log loss"),
     "regression": ("MAE", "correlation", "Acc-7", "Acc-2", "F1", "Acc-2 with 0", "F1 with 0"),
 }
 
@@ -41,6 +40,8 @@ def measure(
             "AUROC": auroc(scores, labels),
             "AUPRC": auprc(scores, labels),
             "score 1": score_1(scores, labels, threshold),
+            "accuracy": float(np.mean((scores >= 0) == (labels == 1))),
+            "F1": f1(scores >= 0, labels == 1),
             "log loss": float(np.mean(np.logaddexp(0.0, np.where(labels == 1, -scores, scores)))),
         }
     guesses = scores.argmax(axis=1)
@@ -106,6 +107,11 @@ def sentiment(predictions: NDArray, labels: NDArray) -> dict[str, float]:
     }
 
 
+def f1(told: NDArray, true: NDArray) -> float:
+    """Return the harmonic mean of precision and sensitivity."""
+    return float(2 * np.sum(told & true) / max(1, np.sum(told) + np.sum(true)))
+
+
 def weighted_f1(told: NDArray, true: NDArray) -> float:
     """Return the mean of both classes' F1, weighted by how many samples truly are in each."""
     total = 0.0
@@ -129,6 +135,9 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.inf
+    # Networks train without SciPy too.
+    from scipy.stats import t as student  # noqa: PLC0415
+
     quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 

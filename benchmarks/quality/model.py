@@ -1,25 +1,31 @@
-"""A fusion with a head, and the parts that stand in for the library's own."""
+"""The model of every method, as README shows it: a fusion and one linear layer."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.quality.data import Batch, Task
 from grf_fusion import GatedRecurrentFusion
-from grf_fusion.baselines import ConcatFusion, ContrastiveAlignment
+from grf_fusion.baselines import ConcatFusion
 
 
 class Model(nn.Module):
-    """A fusion, a norm and one linear layer; a binary outcome and a number have one score."""
+    """A fusion and one linear layer; a binary outcome and a number have one score.
 
-    def __init__(self, fusion: nn.Module, *, width: int, task: Task, dropout: float) -> None:
+    With `encoders`, the same for every method, each step of a modality passes through its encoder
+    first. A fusion that returns scores, `LateScores`, has no head behind it.
+    """
+
+    def __init__(
+        self, fusion: nn.Module, *, width: int, task: Task, encoders: nn.ModuleDict | None = None
+    ) -> None:
         super().__init__()
         self.fusion = fusion
         self.task = task
-        self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, task.outputs)
-        )
+        self.encoders = encoders
+        self.head = None if isinstance(fusion, LateScores) else nn.Linear(width, task.outputs)
 
     def forward(
         self,
@@ -37,15 +43,22 @@ class Model(nn.Module):
             - intermediate: ``(batch, modalities, classes)`` or ``(batch, modalities)``
         """
         given = {"masks": batch.masks, "present": present}
+        features = self.encode(batch.features)
         if not isinstance(self.fusion, GatedRecurrentFusion):
-            return self._score(self.fusion(batch.features, **given)), None
+            return self._score(self.fusion(features, **given)), None
         if not intermediate and self.fusion.context == "pooled":
-            return self._score(self.fusion(batch.features, **given, order=order)), None
+            return self._score(self.fusion(features, **given, order=order)), None
         # The trace averages a context that is a sequence over its real steps.
-        _, trace = self.fusion(batch.features, **given, order=order, return_trace=True)
+        _, trace = self.fusion(features, **given, order=order, return_trace=True)
         contexts = trace.contexts
         later = self._score(contexts) if intermediate else None
         return self._score(contexts[:, -1]), later
+
+    def encode(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what the fusion gets."""
+        if self.encoders is None:
+            return features
+        return {name: self.encoders[name](x) for name, x in features.items()}
 
     @torch.no_grad()
     def alone(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
@@ -59,6 +72,7 @@ class Model(nn.Module):
             x, mask = batch.features[name], batch.masks.get(name)
             if isinstance(self.fusion, GatedRecurrentFusion) and self.fusion.context == "pooled":
                 # One step instead of a whole chain that the others leave untouched.
+                (x,) = self.encode({name: x}).values()
                 scores = self._score(self.fusion.step(None, name, x, mask=mask).context)
             else:
                 here = batch.present & (torch.arange(len(names), device=x.device) == k)
@@ -71,34 +85,78 @@ class Model(nn.Module):
             result[name] = scores
         return result
 
-    def auxiliary(self, batch: Batch, present: Tensor) -> Tensor | None:
-        """Return the fusion's own loss, if it has one."""
-        if not isinstance(self.fusion, AlignedConcat):
-            return None
-        return self.fusion.align(batch.features, masks=batch.masks, present=present)
-
     def _score(self, context: Tensor) -> Tensor:
-        scores = self.head(context)
+        scores = context if self.head is None else self.head(context)
         return scores if self.task.kind == "classes" else scores.squeeze(-1)
 
 
-class AlignedConcat(nn.Module):
-    """Modalities that `ContrastiveAlignment` brings into one space, concatenated and mixed."""
+class LateScores(nn.Module):
+    """Late fusion of scores: a model of its own for each modality, each trained by itself.
 
-    def __init__(self, modalities: Mapping[str, int], *, embed_dim: int, dropout: float) -> None:
+    Each model is the pooled form of `ConcatFusion` on its modality and one linear layer. What is
+    present counts: `"product"` adds up log-probabilities (log-odds of a binary outcome), `"mean"`
+    averages probabilities. Numbers are averaged either way.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, int],
+        *,
+        embed_dim: int,
+        dropout: float,
+        task: Task,
+        how: Literal["product", "mean"],
+    ) -> None:
         super().__init__()
-        self.align = ContrastiveAlignment(modalities, embed_dim=embed_dim)
-        widths = dict.fromkeys(modalities, embed_dim)
-        self.mix = ConcatFusion(widths, embed_dim=embed_dim, dropout=dropout)
+        self.task, self.how = task, how
+        self.models = nn.ModuleDict(
+            {
+                name: ConcatFusion(
+                    {name: width}, embed_dim=embed_dim, stage="pooled", dropout=dropout
+                )
+                for name, width in modalities.items()
+            }
+        )
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(embed_dim, task.outputs) for name in modalities}
+        )
+
+    def single(
+        self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scores of each model and which of them have anything to see.
+
+        Shape:
+            - scores: ``(batch, modalities, outputs)``
+            - present: ``(batch, modalities)``
+        """
+        scores, here = [], []
+        for k, (name, model) in enumerate(self.models.items()):
+            own = {name: features.get(name)}, {name: masks.get(name)}, present[:, k : k + 1]
+            if own[0][name] is None:
+                scores.append(present.new_zeros(len(present), self.task.outputs).float())
+                here.append(torch.zeros_like(present[:, k]))
+                continue
+            scores.append(self.heads[name](model(own[0], masks=own[1], present=own[2])))
+            here.append(model.presence(own[0], masks=own[1], present=own[2])[:, 0])
+        return torch.stack(scores, dim=1), torch.stack(here, dim=1)
 
     def forward(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
     ) -> Tensor:
-        """Return one vector a sample."""
-        given = {"masks": masks, "present": present}
-        here = self.align.presence(features, **given)
-        vectors = self.align.embed(features, **given)
-        return self.mix({name: v.unsqueeze(1) for name, v in vectors.items()}, present=here)
+        """Return one score an output and sample, 0 for a sample that has nothing."""
+        scores, here = self.single(features, masks=masks, present=present)
+        hidden, count = ~here[..., None], here.sum(dim=1, keepdim=True).clamp(min=1)
+        if self.task.kind == "regression":
+            return scores.masked_fill(hidden, 0.0).sum(dim=1) / count
+        if self.how == "product":
+            logs = scores.log_softmax(dim=-1) if self.task.kind == "classes" else scores
+            return logs.masked_fill(hidden, 0.0).sum(dim=1)
+        if self.task.kind == "classes":
+            total = scores.log_softmax(dim=-1).masked_fill(hidden, -torch.inf).logsumexp(dim=1)
+            return (total - count.log()).masked_fill(~here.any(dim=1, keepdim=True), 0.0)
+        sure = scores.sigmoid().masked_fill(hidden, 0.0).sum(dim=1) / count
+        return sure.logit(eps=1e-6).masked_fill(~here.any(dim=1, keepdim=True), 0.0)
 
 
 class ConcatUnit(nn.Module):

@@ -96,7 +96,7 @@ def mosi(path: Path, most: int | None = None) -> Dataset:
         {name: x.shape[2] for name, x in parts["train"].features.items()},
         Task("regression", 1, "MAE", higher=False),
         parts,
-        Budget(40, 32, grid((3e-4, 1e-3), (32, 64)), 10),
+        Budget(40, 32, grid((3e-4, 1e-3), (64,)), 10),
         (0, 1, 2),
     )
 

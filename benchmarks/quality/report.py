@@ -1,30 +1,42 @@
-"""Tables of the runs on disk: Markdown, and the same as JSON."""
+"""Tables of the runs on disk, a page for each data set: Markdown, and the same as JSON."""
 
+import collections
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.quality.catalog import plain
+from benchmarks.quality.compare import Bootstrap
 from benchmarks.quality.data import Task
-from benchmarks.quality.methods import GRF, GROUPS
+from benchmarks.quality.methods import BASELINES, GRF, GROUPS
 from benchmarks.quality.metrics import COLUMNS, interval
 from benchmarks.quality.run import choose, of_dataset
 from benchmarks.quality.store import Record, Store
 
 FULL = ("reference", "baseline", "grf", "ablation", "rival")
+# What GRF is compared with, row by row.
+COMPARED = ("reference", "baseline", "grf")
 HEAD = (
-    "Mean over seeds ± half the width of its 95 % interval (Student). Learning rate and width were "
-    "chosen on validation with seed 0, which is not among the seeds that are shown."
+    "Mean over seeds ± half the width of its 95 % interval (Student). Differences: the bootstrap "
+    "of test samples and seeds in pairs, 95 %."
 )
-# How many modalities are missing in the overview, and what marks a baseline trained with more or
-# fewer gaps than GRF.
-SHARE, OTHER = 0.3, "modality dropout"
-REFIT = " What is reported was then trained on train and validation together."
+# What marks a method that is trained with more or fewer gaps than the others.
+OTHER = "modality dropout"
+CHOSEN = " Settings were chosen with seed 0, which is not among the seeds that are shown."
+TURNS = (
+    " Each of five persons validates in turn, with one seed each: settings are chosen by the mean "
+    "over all five."
+)
+REFIT = " The reported models were then trained on train and validation together."
 DROP = "% of the steps of a sequence were left out at random in training, with every method."
-# Between them stand the tables of a page.
-BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+ENCODED = {
+    False: "Features as they come",
+    True: "Behind a two-layer network of its own for each modality, applied to every step, the "
+    "same for every method",
+}
 UNITS = {"training": "training step, ms", "inference": "inference, ms"}
 # A difference of a metric between 0 and 1 that is too small to matter, whatever the interval.
 LEVEL = 0.005
@@ -50,25 +62,68 @@ def _of_dataset(about: Record, records: Sequence[Record]) -> dict[str, Any]:
     rows, pending, skipped = [], [], {}
     for name, own in by_method.items():
         tuned = by_method.get(own[-1]["tuned as"] or name, [])
-        trials = [record for record in tuned if record["stage"] == "trial"]
+        trials = _complete([record for record in tuned if record["stage"] == "trial"], wanted)
         if own[-1]["stage"] == "skipped":
             skipped[name] = own[-1]["reason"]
-        elif len(trials) < wanted:
+        elif not trials:
             pending.append(name)
         else:
             row = _row(name, own, choose(task, trials), task)
             (rows if row["seeds"] else pending).append(row if row["seeds"] else name)
+    rows.sort(key=_place)
+    _compare(about, rows, by_method)
     return {
         "about": about,
         "rows": rows,
-        "pending": pending,
+        "pending": sorted(pending),
         "skipped": skipped,
     }
 
 
+def _place(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Return where a row stands, whatever ran first."""
+    known = list(BASELINES)
+    number = known.index(row["name"]) if row["name"] in known else len(known)
+    return list(GROUPS).index(row["group"]), number, "" if row["name"] == GRF else row["name"]
+
+
+def _compare(
+    about: Record, rows: Sequence[dict[str, Any]], by_method: Mapping[str, Sequence[Record]]
+) -> None:
+    """Write into each row by how much GRF is ahead of it, with everything there and half of it."""
+    compared = {row["name"]: row for row in rows if row["group"] in COMPARED}
+    if GRF not in compared:
+        return
+    bootstrap = Bootstrap(about)
+    replicates: dict[str, dict[str, dict[int, NDArray]]] = {}
+    for name, row in compared.items():
+        finals = _finals(by_method[name], row["trial"])
+        replicates[name] = {
+            gone: {f["seed"]: bootstrap.replicate(f["predictions"][gone]) for f in finals}
+            for gone in ("0", str(about["half"]))
+        }
+    for name, row in compared.items():
+        # Seeds that only one of both has run are no pairs.
+        if name != GRF and replicates[GRF]["0"].keys() & replicates[name]["0"].keys():
+            found = {
+                gone: bootstrap.difference(replicates[GRF][gone], replicates[name][gone])
+                for gone in replicates[name]
+            }
+            row["GRF minus this"] = {
+                gone: difference._asdict() | {"GRF is": difference.verdict}
+                for gone, difference in found.items()
+            }
+
+
+def _complete(trials: Sequence[Record], wanted: int) -> list[Record]:
+    """Return the trials of those seeds for which all settings have run."""
+    count = collections.Counter(record["seed"] for record in trials)
+    return [record for record in trials if count[record["seed"]] == wanted]
+
+
 def _row(name: str, own: Sequence[Record], chosen: Record, task: Task) -> dict[str, Any]:
     rate, width, trial = chosen["rate"], chosen["width"], chosen["trial"]
-    finals = [r for r in own if r["stage"] == "final" and r["trial"] == trial]
+    finals = _finals(own, trial)
     costs = [r for r in own if r["stage"] == "cost" and (r["rate"], r["width"]) == (rate, width)]
     scores = {
         metric: _spread([final["test"][metric] for final in finals])
@@ -94,6 +149,11 @@ def _row(name: str, own: Sequence[Record], chosen: Record, task: Task) -> dict[s
     }
 
 
+def _finals(own: Sequence[Record], trial: int) -> list[Record]:
+    found = [r for r in own if r["stage"] == "final" and r["trial"] == trial]
+    return sorted(found, key=lambda record: record["seed"])
+
+
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     mean, half = interval(values)
     return {"mean": mean, "half width": half if math.isfinite(half) else None, "seeds": values}
@@ -110,97 +170,33 @@ def _bill(store: Store, about: Record) -> Record | None:
 
 def markdown(store: Store) -> str:
     """Return all tables."""
-    lines, summaries = [HEAD, ""], summarise(store)
-    lines += list(_overview(summaries))
+    return "\n".join(pages(summarise(store)).values())
+
+
+def pages(summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return a page for each data set, by its name: as it comes, and encoded."""
+    found: dict[str, list[str]] = {}
     for summary in summaries:
-        lines += list(_dataset(summary))
-    return "\n".join(lines) + "\n"
-
-
-def insert(page: str, tables: str) -> str:
-    """Put the tables into a page, between its two marks, one level of headings deeper.
-
-    Raises:
-        ValueError: If the page has no marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"insert: expected a page with {BEGIN} and {END}, got neither or one.")
-    lines = [f"#{line}" if line.startswith("#") else line for line in tables.splitlines()]
-    return "\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"])
-
-
-def _overview(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Hold ours against the best of the others on each data set."""
-    table = []
-    for summary in summaries:
-        about = summary["about"]
-        task, count = Task(**about["task"]), len(about["modalities"])
-        rows = {row["name"]: row for row in summary["rows"]}
-        fused = [r for r in rows.values() if r["group"] == "baseline" and OTHER not in r["name"]]
-        classical = [r for r in rows.values() if r["group"] == "reference"]
-        if GRF not in rows or not (fused or classical):
-            continue
-        own = rows[GRF]
-        cells = [about["dataset"], str(count), task.primary, _number(own["test"][task.primary])]
-        for others in (fused, classical):
-            best = _best(others, task)
-            cells.append(_named(best, task) if best else "")
-        verdict = _verdict(own, _best([*fused, *classical], task), task)
-        rival = _best(fused, task)
-        lost = [_lost(row, task, SHARE * count) for row in (own, rival) if row]
-        table.append([*cells, verdict, " / ".join(f"{value:.3f}" for value in lost)])
-    if table:
-        header = ["", "modalities", "metric", GRF, "best baseline", "best classical"]
-        header += [f"{GRF} is", f"lost with {SHARE:.0%} missing, {GRF} / best baseline"]
-        yield from ("## Overview", "", *_table(header, table))
-        yield (
-            "Ahead and behind: by more than the wider of the two intervals; level: by less than "
-            f"{LEVEL}. What is lost is interpolated between the points of the curves below."
-        )
-        yield ""
-
-
-def _best(rows: Sequence[Mapping[str, Any]], task: Task) -> Mapping[str, Any] | None:
-    sign = 1 if task.higher else -1
-    return max(rows, key=lambda row: sign * row["test"][task.primary]["mean"], default=None)
-
-
-def _named(row: Mapping[str, Any], task: Task) -> str:
-    return f"{_number(row['test'][task.primary])}, {row['name']}"
-
-
-def _verdict(own: Mapping[str, Any], best: Mapping[str, Any], task: Task) -> str:
-    mine, other = own["test"][task.primary], best["test"][task.primary]
-    ahead = (mine["mean"] - other["mean"]) * (1 if task.higher else -1)
-    if task.kind != "regression" and abs(ahead) < LEVEL:
-        return "level"
-    if abs(ahead) <= max(mine["half width"] or 0.0, other["half width"] or 0.0):
-        return "within the interval"
-    return "ahead" if ahead > 0 else "behind"
-
-
-def _lost(row: Mapping[str, Any], task: Task, gone: float) -> float:
-    """Return how much worse a method is with so many modalities missing, by interpolation."""
-    points = sorted((int(point), value["mean"]) for point, value in row["missing"].items())
-    places, means = zip(*points, strict=True)
-    lost = means[0] - float(np.interp(gone, places, means))
-    return lost if task.higher else -lost
+        name, title = plain(summary["about"]["dataset"]), summary["about"]["title"]
+        start = [f"# {name}", "", f"{title[0].upper()}{title[1:]}.", "", HEAD, ""]
+        found.setdefault(name, start).extend(_dataset(summary))
+    return {name: "\n".join(lines) for name, lines in found.items()}
 
 
 def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
     about, rows = summary["about"], summary["rows"]
     task = Task(**about["task"])
     sizes = " / ".join(f"{size:,}" for size in about["samples"].values())
-    yield from (f"## {about['dataset']}", "", f"{about['title']}.", "")
+    yield from (f"## {ENCODED[about['encoded']]}", "")
     budget = about["budget"]
+    settings = ", ".join(f"{rate:g} at width {width}" for rate, width in budget["trials"])
     yield (
         f"{len(about['modalities'])} modalities, {100 * about['absent']:.1f} % absent in train; "
-        f"{sizes} samples to train, validate and test on; {len(budget['trials'])} trials a method "
-        "(single modalities, other orders and what has one thing changed or taken away take the "
-        f"settings of the method that they are made of), at most {budget['epochs']} epochs; "
-        f"chosen by {task.primary}."
+        f"{sizes} samples to train, validate and test on; learning rates {settings}; single "
+        "modalities, other orders and methods with one thing changed take the settings of the "
+        f"method that they are made of; at most {budget['epochs']} epochs; chosen by "
+        f"{task.primary}."
+        + (TURNS if about["turns"] else CHOSEN)
         + (REFIT if budget["refit"] else "")
         + (f" {100 * budget['drop_steps']:.0f} {DROP}" if budget["drop_steps"] else "")
     )
@@ -211,7 +207,8 @@ def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
         chosen = [row for row in rows if row["group"] == group]
         if chosen:
             table = [_cells(row, metrics) for row in chosen]
-            yield from (f"### {GROUPS[group]}", "", *_table(header, table))
+            yield from (f"### {GROUPS[group]}", "", *table_of(header, table))
+    yield from _differences(rows, about)
     yield from _reference(about)
     yield from _missing(rows, about)
     yield from _orders(rows, task)
@@ -228,7 +225,7 @@ def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     chosen = f"trial {row['trial'] + 1}" if classical else f"{row['rate']:g}, {row['width']}"
     return [
         row["name"],
-        *(_number(row["test"][metric]) for metric in metrics),
+        *(number_of(row["test"][metric]) for metric in metrics),
         str(row["seeds"]),
         chosen,
         "" if classical else f"{row['parameters']:,}",
@@ -236,10 +233,31 @@ def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     ]
 
 
+def _differences(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[str]:
+    compared = [row for row in rows if "GRF minus this" in row]
+    if not compared:
+        return
+    half = str(about["half"])
+    yield from (f"### {GRF} minus each other method, {about['task']['primary']}", "")
+    header = ["", "everything there", f"{GRF} is", f"{half} missing", f"{GRF} is"]
+    table = []
+    for row in compared:
+        found = [row["GRF minus this"][gone] for gone in ("0", half)]
+        cells = [cell for one in found for cell in (interval_of(one), one["GRF is"])]
+        table.append([row["name"], *cells])
+    yield from table_of(header, table)
+
+
+def interval_of(difference: Mapping[str, Any]) -> str:
+    """Return a difference and its interval as text."""
+    low, high = difference["low"], difference["high"]
+    return f"{difference['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
 def _reference(about: Record) -> Iterator[str]:
     if about["reference"]:
         rows = [list(row) for row in about["reference"]]
-        yield from ("### Numbers that came with the data", "", *_table(["", "metric", ""], rows))
+        yield from ("### Numbers that came with the data", "", *table_of(["", "metric", ""], rows))
 
 
 def _missing(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[str]:
@@ -250,8 +268,8 @@ def _missing(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[str]:
         yield from (f"### {primary} with so many modalities missing at test time", "")
         yield "Each sample keeps at most n - k random ones of those it has."
         yield ""
-        table = [[r["name"], *(_number(r["missing"][point]) for point in points)] for r in shown]
-        yield from _table(["", *points], table)
+        table = [[r["name"], *(number_of(r["missing"][point]) for point in points)] for r in shown]
+        yield from table_of(["", *points], table)
 
 
 def _orders(rows: Sequence[Mapping[str, Any]], task: Task) -> Iterator[str]:
@@ -272,7 +290,7 @@ def _orders(rows: Sequence[Mapping[str, Any]], task: Task) -> Iterator[str]:
         means = [statistics.fmean(of_order) for of_order in zip(*row["orders"], strict=True)]
         seeds = row["test"][task.primary]["seeds"]
         table.append(_range(f"{row['name']}: tested in each order", means, seeds))
-    yield from (f"### {task.primary} against order", "", *_table(header, table))
+    yield from (f"### {task.primary} against order", "", *table_of(header, table))
 
 
 def _range(name: str, values: Sequence[float], seeds: Sequence[float]) -> list[str]:
@@ -287,9 +305,9 @@ def _alone(rows: Sequence[Mapping[str, Any]], task: Task) -> Iterator[str]:
         alone.sort(key=lambda row: row["test"][task.primary]["mean"], reverse=task.higher)
         metrics = COLUMNS[task.kind]
         table = [
-            [row["name"], *(_number(row["test"][metric]) for metric in metrics)] for row in alone
+            [row["name"], *(number_of(row["test"][metric]) for metric in metrics)] for row in alone
         ]
-        yield from (f"### {GROUPS['single']}", "", *_table(["", *metrics], table))
+        yield from (f"### {GROUPS['single']}", "", *table_of(["", *metrics], table))
 
 
 def _mult(bill: Record | None) -> Iterator[str]:
@@ -315,10 +333,11 @@ def _mult(bill: Record | None) -> Iterator[str]:
                     f"{own['bytes'] / 2**30:,.3f}",
                 ]
             )
-    yield from _table(["", "parameters, millions", "GFLOP", "memory, GiB"], table)
+    yield from table_of(["", "parameters, millions", "GFLOP", "memory, GiB"], table)
 
 
-def _number(value: Mapping[str, Any]) -> str:
+def number_of(value: Mapping[str, Any]) -> str:
+    """Return a mean and half the width of its interval as text."""
     half = value["half width"]
     return f"{value['mean']:.3f}" + ("" if half is None else f" ± {half:.3f}")
 
@@ -329,6 +348,7 @@ def _time(timing: Mapping[str, Any] | str | None) -> str:
     return timing if isinstance(timing, str) else f"{1e3 * timing['median']:.3g}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table, and an empty line."""
     rule = ["---"] * len(header)
     return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)] + [""]

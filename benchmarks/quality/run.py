@@ -1,13 +1,11 @@
-"""What is to be run, in which order, and what was chosen."""
+"""What is to be run for a method on a data set, one training at a time, and what was chosen."""
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from benchmarks.quality import cost, metrics
+from benchmarks.quality import metrics
 from benchmarks.quality.catalog import NAMES
 from benchmarks.quality.data import Dataset, Task
 from benchmarks.quality.methods import (
@@ -19,8 +17,9 @@ from benchmarks.quality.methods import (
     methods,
     parameters,
 )
+from benchmarks.quality.predictions import pack_labels
 from benchmarks.quality.store import Record, Store, dataset_key, digest, method_key
-from benchmarks.quality.train import evaluate, refit, train
+from benchmarks.quality.train import Trained, evaluate, refit, train
 
 TRIAL_SEED = 0
 # Of how many seeds the trained model is tested in other orders too.
@@ -34,16 +33,33 @@ class Settings:
     Attributes:
         seeds: Reported seeds, 1 to this number.
         device: ``"cpu"`` or ``"cuda"``.
-        threads: CPU threads.
-        shard: This process and how many there are: it runs every so manieth method.
-        costs: Whether to measure time.
+        threads: CPU threads of a training.
     """
 
     seeds: int = 5
     device: str = "cpu"
     threads: int = 1
-    shard: tuple[int, int] = (1, 1)
-    costs: bool = True
+
+
+class Unit(NamedTuple):
+    """One training.
+
+    Attributes:
+        stage: ``"trial"`` to choose settings, ``"final"`` to be reported.
+        trial: Number of the settings.
+        rate: Learning rate.
+        width: Width of the model.
+        seed: Decides all chance, and where each seed has another validation part, which one.
+        chosen: Of a model that is fitted again to train and validation: the epochs that it is
+            trained for, and the threshold.
+    """
+
+    stage: str
+    trial: int
+    rate: float
+    width: int
+    seed: int
+    chosen: tuple[int, float | None] | None = None
 
 
 class Job(NamedTuple):
@@ -53,12 +69,11 @@ class Job(NamedTuple):
     method: Method
     settings: Settings
     store: Store
-    say: Callable[[str], None]
 
-    def identity(self, stage: str) -> Record:
-        """Return what all records of the job have."""
+    def record(self, stage: str, **differs: object) -> Record:
+        """Return the start of a record, with the key of what differs."""
         dataset, method = self.dataset, self.method
-        return {
+        known = {
             "stage": stage,
             "dataset": dataset.name,
             "dataset key": dataset_key(dataset),
@@ -67,37 +82,96 @@ class Job(NamedTuple):
             "group": method.group,
             "tuned as": method.tuned_as,
         }
-
-    def record(self, stage: str, **differs: object) -> Record:
-        """Return the start of a record, with the key of what differs."""
-        known = self.identity(stage)
         key = digest(known["dataset key"], known["method key"], stage, differs)
         return {"key": key} | known | differs
 
-    def trials(self) -> list[Record]:
-        """Return all trials, after running those that were not; whose they are, the method says."""
-        if self.method.tuned_as is not None:
-            return self._replace(method=methods(self.dataset)[self.method.tuned_as]).trials()
+    def start(self, unit: Unit) -> Record:
+        """Return the start of the record of a training."""
+        differs = {"trial": unit.trial, "rate": unit.rate, "width": unit.width, "seed": unit.seed}
+        return self.record(unit.stage, **differs)
+
+    def owner(self) -> "Job":
+        """Return the job whose trials decide."""
+        if self.method.tuned_as is None:
+            return self
+        return self._replace(method=methods(self.dataset)[self.method.tuned_as])
+
+    def trials(self) -> list[Unit]:
+        """Return the trainings that choose settings: one each, or one for each validation part."""
+        turned = self.dataset.turns is not None
+        seeds = range(1, 1 + self.settings.seeds) if turned else (TRIAL_SEED,)
         return [
-            self._run("trial", trial, settings, TRIAL_SEED)
-            for trial, settings in enumerate(self.dataset.budget.trials)
+            Unit("trial", trial, rate, width, seed)
+            for seed in seeds
+            for trial, (rate, width) in enumerate(self.dataset.budget.trials)
         ]
 
-    def finals(self, chosen: Record) -> None:
-        """Run the chosen settings with every seed that is reported."""
-        settings = (chosen["rate"], chosen["width"])
-        for seed in range(1, 1 + seeds_of(self.method, self.settings)):
-            self._run("final", chosen["trial"], settings, seed, chosen)
+    def chosen(self) -> Record | None:
+        """Return a trial of the settings that validation likes best, once all trials have run."""
+        owner = self.owner()
+        keys = [owner.start(unit)["key"] for unit in owner.trials()]
+        if not all(key in self.store for key in keys):
+            return None
+        return choose(self.dataset.task, [self.store[key] for key in keys])
 
-    def too_large(self) -> bool:
-        """Tell whether the smallest model is too much to train, and write down why."""
+    def pending(self) -> list[tuple["Job", Unit]]:
+        """Return what can be run now: trials, or what is reported once they have all run."""
+        chosen = self.chosen()
+        if chosen is None:
+            owner = self.owner()
+            wanted = [(owner, unit) for unit in owner.trials()]
+        else:
+            seeds = seeds_of(self.method, self.settings)
+            wanted = [(self, final_of(self.dataset, chosen, seed)) for seed in range(1, 1 + seeds)]
+        return [(job, unit) for job, unit in wanted if job.start(unit)["key"] not in self.store]
+
+    def do(self, unit: Unit) -> list[Record]:
+        """Run a training; return its records.
+
+        Where each seed has another validation part, a trial is tested at once: if its settings are
+        chosen, it is one of those that are reported.
+        """
+        dataset, method, device = self.dataset.turn(unit.seed), self.method, self.settings.device
+        settings = (unit.rate, unit.width)
+        given: dict[str, Any] = {"trial": unit.trial, "seed": unit.seed, "device": device}
+        if unit.chosen is None:
+            trained = train(method, dataset, settings, **given)
+        else:
+            epochs, threshold = unit.chosen
+            trained = refit(method, dataset, settings, **given, epochs=epochs, threshold=threshold)
+        records = [self.start(unit) | self._outcome(trained)]
+        if unit.stage == "trial" and dataset.turns is not None:
+            records.append(self.start(unit._replace(stage="final")) | self._outcome(trained))
+        if records[-1]["stage"] == "final":
+            asked = method.training.test_orders and unit.seed <= ORDER_SEEDS
+            records[-1] |= evaluate(trained, method, dataset, test_orders=asked)
+        return records
+
+    def _outcome(self, trained: Trained) -> Record:
+        return {
+            "validation": trained.validation,
+            "history": trained.history,
+            "threshold": trained.threshold,
+            "parameters": trained.parameters,
+            "seconds": trained.seconds,
+            "threads": self.settings.threads,
+            "device": self.settings.device,
+        }
+
+    def too_large(self, *, measure: bool = True) -> bool:
+        """Tell whether the smallest model is too much to train, and write down why.
+
+        Without `measure` whatever is large enough to be timed is taken for too large.
+        """
         rate, width = min(self.dataset.budget.trials, key=lambda trial: trial[1])
         count, budget = parameters(self.method, self.dataset, width), self.dataset.budget
         record = self.record("skipped", width=width)
-        if count <= MANY_PARAMETERS or record["key"] in self.store:
+        if count <= MANY_PARAMETERS or record["key"] in self.store or not measure:
             return count > MANY_PARAMETERS
         reason = f"{count / 1e6:,.0f} million parameters at width {width}"
         if count <= MOST_PARAMETERS:
+            from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
+
             ours = methods(self.dataset)[GRF]
             seconds = cost.steps([self.method, ours], self.dataset, rate, width, self.settings)
             batches = budget.epochs * budget.steps(len(self.dataset.parts["train"]))
@@ -109,46 +183,15 @@ class Job(NamedTuple):
         self.store.add(record | {"parameters": count, "reason": reason})
         return True
 
-    def _run(
-        self,
-        stage: str,
-        trial: int,
-        settings: tuple[float, int],
-        seed: int,
-        chosen: Record | None = None,
-    ) -> Record:
-        rate, width = settings
-        record = self.record(stage, trial=trial, rate=rate, width=width, seed=seed)
-        if record["key"] in self.store:
-            return self.store[record["key"]]
-        dataset, method = self.dataset, self.method
 
-        def say(text: str) -> None:
-            self.say(f"{dataset.name}, {method.name}, {stage}, width {width}, seed {seed}: {text}")
-
-        say("")
-        given = {"trial": trial, "seed": seed, "device": self.settings.device, "say": say}
-        if chosen is not None and dataset.budget.refit:
-            history = chosen["history"]
-            best = max(history) if dataset.task.higher else min(history)
-            given |= {"epochs": history.index(best) + 1, "threshold": chosen["threshold"]}
-            trained = refit(method, dataset, settings, **given)
-        else:
-            trained = train(method, dataset, settings, **given)
-        record |= {
-            "validation": trained.validation,
-            "history": trained.history,
-            "threshold": trained.threshold,
-            "parameters": trained.parameters,
-            "seconds": trained.seconds,
-            "threads": self.settings.threads,
-            "device": self.settings.device,
-        }
-        if stage == "final":
-            asked = method.training.test_orders and seed <= ORDER_SEEDS
-            record |= evaluate(trained, method, dataset, test_orders=asked)
-        self.store.add(record)
-        return record
+def final_of(dataset: Dataset, chosen: Record, seed: int) -> Unit:
+    """Return the training that is reported of a seed, with the settings that were chosen."""
+    again = None
+    if dataset.budget.refit:
+        history = chosen["history"]
+        best = max(history) if dataset.task.higher else min(history)
+        again = history.index(best) + 1, chosen["threshold"]
+    return Unit("final", chosen["trial"], chosen["rate"], chosen["width"], seed, again)
 
 
 def seeds_of(method: Method, settings: Settings) -> int:
@@ -157,39 +200,19 @@ def seeds_of(method: Method, settings: Settings) -> int:
 
 
 def choose(task: Task, trials: Iterable[Record]) -> Record:
-    """Return the trial that validation likes best, the first of equals."""
-    return max(trials, key=lambda record: metrics.better(task, record["validation"]))
+    """Return a trial of the settings that validation likes best, the first of equals.
 
+    Of several trials of the same settings, each with another validation part, the mean counts.
+    """
+    by_settings: dict[int, list[Record]] = {}
+    for record in trials:
+        by_settings.setdefault(record["trial"], []).append(record)
 
-def run(
-    dataset: Dataset, store: Store, settings: Settings, chosen: Callable[[str], bool], bar: tqdm
-) -> None:
-    """Run all chosen methods on a data set; what is in the store already is not run again."""
-    known = methods(dataset)
-    describe(dataset, store)
-    jobs = {
-        name: Job(dataset, method, settings, store, bar.set_postfix_str)
-        for name, method in known.items()
-    }
-    for name, method in known.items():
-        if chosen(name) and mine(method, settings) and not jobs[name].too_large():
-            jobs[name].finals(choose(dataset.task, jobs[name].trials()))
-            bar.update()
-    if settings.costs and settings.shard[1] == 1:
-        cost.measure(jobs, chosen, choose)
-    if chosen("MulT"):
-        cost.bill(dataset, store)
+    def quality(records: list[Record]) -> tuple[float, float]:
+        found = [metrics.better(task, record["validation"]) for record in records]
+        return tuple(statistics.fmean(values) for values in zip(*found, strict=True))
 
-
-def amount(dataset: Dataset, settings: Settings, chosen: Callable[[str], bool]) -> int:
-    """Return how many methods `run` runs."""
-    return sum(chosen(n) and mine(m, settings) for n, m in methods(dataset).items())
-
-
-def mine(method: Method, settings: Settings) -> bool:
-    """Tell whether this process runs a method; who shares trials runs in the same one."""
-    number, shards = settings.shard
-    return zlib.crc32((method.tuned_as or method.name).encode()) % shards == number - 1
+    return max((by_settings[trial] for trial in sorted(by_settings)), key=quality)[0]
 
 
 def describe(dataset: Dataset, store: Store) -> None:
@@ -198,6 +221,7 @@ def describe(dataset: Dataset, store: Store) -> None:
     if key in store:
         return
     absent = 1 - dataset.parts["train"].present.float().mean().item()
+    labels = dataset.parts["test"].labels.cpu().numpy()
     record: dict[str, Any] = {
         "key": key,
         "stage": "dataset",
@@ -210,7 +234,11 @@ def describe(dataset: Dataset, store: Store) -> None:
         "absent": absent,
         "budget": dataclasses.asdict(dataset.budget),
         "missing": dataset.missing,
+        "half": dataset.half,
+        "encoded": dataset.encoded,
+        "turns": dataset.turns is not None,
         "reference": dataset.reference,
+        "labels": None if dataset.task.kind == "regression" else pack_labels(labels),
     }
     store.add(record)
 
@@ -227,3 +255,10 @@ def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
             about,
             [r for r in own if "method" in r and forms[r["method"]] == r["method key"]],
         )
+
+
+def jobs_of(dataset: Dataset, settings: Settings, store: Store) -> Mapping[str, Job]:
+    """Return all jobs of a data set, by method."""
+    return {
+        name: Job(dataset, method, settings, store) for name, method in methods(dataset).items()
+    }

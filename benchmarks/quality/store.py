@@ -10,7 +10,7 @@ from benchmarks.quality.data import Dataset
 from benchmarks.quality.methods import Method
 
 # To be raised where a change of code makes old runs another thing.
-PROTOCOL = 2
+PROTOCOL = 3
 
 Record = dict[str, Any]
 
@@ -66,8 +66,8 @@ def digest(*parts: object) -> str:
 
 def dataset_key(dataset: Dataset) -> str:
     """Return the name of a data set as it is used: split, widths, budget."""
-    sizes = {name: [len(part), int(part.steps.sum())] for name, part in dataset.parts.items()}
-    used = (dataset.name, sizes, dataset.modalities, dataset.task, dataset.missing)
+    used = (dataset.name, dataset.sizes, dataset.modalities, dataset.task, dataset.missing)
+    used += (dataset.half, dataset.encoded, dataset.turns is not None)
     return digest(PROTOCOL, *used, dataclasses.asdict(dataset.budget))
 
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.quality import metrics
-from benchmarks.quality.classical import Classical
+from benchmarks.quality import metrics, predictions
 from benchmarks.quality.data import Batch, Dataset, Part, Task, drop_steps
 from benchmarks.quality.methods import DROPOUT, Method, Size, orders
-from benchmarks.quality.model import Model
+from benchmarks.quality.model import LateScores, Model
 from grf_fusion import ModalityDropout, modulate_gradients
 
 WARM_UP = 0.1
@@ -83,9 +82,18 @@ class Network:
 
 
 def build(method: Method, dataset: Dataset, width: int, device: str = "cpu") -> Model:
-    """Build a model."""
-    fusion = method.build(Size(method.modalities(dataset), width, DROPOUT))
-    return Model(fusion, width=width, task=dataset.task, dropout=DROPOUT).to(device)
+    """Build a model, with encoders where the data set asks for them."""
+    modalities, encoders = method.modalities(dataset), None
+    if dataset.encoded:
+        encoders = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(size, width), nn.GELU(), nn.Linear(width, width))
+                for name, size in modalities.items()
+            }
+        )
+        modalities = dict.fromkeys(modalities, width)
+    fusion = method.build(Size(modalities, width, DROPOUT, dataset.task))
+    return Model(fusion, width=width, task=dataset.task, encoders=encoders).to(device)
 
 
 def train(
@@ -101,7 +109,7 @@ def train(
     """Train a method; the epoch that validation likes best counts."""
     start = time.perf_counter()
     if method.build is None:
-        fitted = Classical(dataset, dict(method.options), trial=trial, seed=seed)
+        fitted = _classical(method, dataset, trial=trial, seed=seed)
         validation, threshold = validate(fitted, dataset)
         history = [validation[dataset.task.primary]]
         return Trained(fitted, validation, history, threshold, 0, time.perf_counter() - start)
@@ -146,7 +154,7 @@ def refit(
     """Train a method on train and validation for as long as was chosen; the last epoch counts."""
     start, whole = time.perf_counter(), dataset.whole()
     if method.build is None:
-        fitted = Classical(whole, dict(method.options), trial=trial, seed=seed)
+        fitted = _classical(method, whole, trial=trial, seed=seed)
         return Trained(fitted, {}, [], threshold, 0, time.perf_counter() - start)
     torch.manual_seed(seed)
     rate, width = settings
@@ -159,6 +167,13 @@ def refit(
         say(f"epoch {epoch + 1} of {epochs}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Trained(network, {}, [], threshold, parameters, time.perf_counter() - start)
+
+
+def _classical(method: Method, dataset: Dataset, *, trial: int, seed: int) -> Predictor:
+    # Networks train without scikit-learn too.
+    from benchmarks.quality.classical import Classical  # noqa: PLC0415
+
+    return Classical(dataset, dict(method.options), trial=trial, seed=seed)
 
 
 class Learner:
@@ -249,6 +264,13 @@ def objective(
 ) -> Tensor:
     """Return the loss of a batch."""
     training = method.training
+    if isinstance(model.fusion, LateScores):
+        scores, here = model.fusion.single(
+            model.encode(batch.features), masks=batch.masks, present=present
+        )
+        labels = batch.labels.unsqueeze(1).expand(here.shape)[here]
+        scores = scores[here] if model.task.kind == "classes" else scores[here].squeeze(-1)
+        return loss_of(model.task, scores, labels).mean()
     scores, later = model(batch, present, order=order, intermediate=training.intermediate > 0)
     loss = loss_of(model.task, scores, batch.labels).mean()
     if later is not None:
@@ -257,8 +279,7 @@ def objective(
         loss = (
             loss + training.intermediate * loss_of(model.task, later.flatten(0, 1), labels).mean()
         )
-    own = model.auxiliary(batch, present)
-    return loss if own is None else loss + training.alignment * own
+    return loss
 
 
 def loss_of(task: Task, scores: Tensor, labels: Tensor) -> Tensor:
@@ -286,19 +307,22 @@ def evaluate(
     """Return the metrics on test, as modalities go missing and, if asked, in other orders."""
     part, task = dataset.parts["test"], dataset.task
     labels = part.labels.cpu().numpy()
+    kept: dict[str, list[str]] = {}
 
-    def measured(present: Tensor | None) -> dict[str, float]:
+    def measured(present: Tensor | None, gone: int | None = None) -> dict[str, float]:
         scores = trained.predictor(part, present)
+        if gone in (0, dataset.half):
+            kept.setdefault(str(gone), []).append(predictions.pack(task, scores, labels))
         return metrics.measure(task, scores, labels, trained.threshold)
 
-    complete = measured(None)
-    result: dict[str, Any] = {"test": complete}
+    complete = measured(None, 0)
+    result: dict[str, Any] = {"test": complete, "predictions": kept}
     if method.only is None and method.group != "order":
         result["missing"] = {"0": complete[task.primary]}
         draws = DRAWS if len(part) < MANY_SAMPLES else 1
         for gone in dataset.missing[1:]:
             found = [
-                measured(keep(part.present.cpu(), gone, draw))[task.primary]
+                measured(keep(part.present.cpu(), gone, draw), gone)[task.primary]
                 for draw in range(draws)
             ]
             result["missing"][str(gone)] = float(np.mean(found))

@@ -5,6 +5,8 @@ from grf_fusion._adapters.adapter import FusionAdapter
 from grf_fusion._chain.fusion import GatedRecurrentFusion
 from grf_fusion._chain.state import FusionState, FusionTrace
 from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._inputs.batch import Batch
+from grf_fusion._inputs.collate import collate
 from grf_fusion._inputs.masks import mask_from_lengths
 from grf_fusion._layers.attention import AttentionWeights
 from grf_fusion._layers.block import SymmetricCrossAttentionBlock
@@ -15,6 +17,7 @@ from grf_fusion._training.modality_dropout import ModalityDropout
 __all__ = [
     "AdaptedModel",
     "AttentionWeights",
+    "Batch",
     "FusionAdapter",
     "FusionState",
     "FusionTrace",
@@ -23,6 +26,7 @@ __all__ = [
     "ModalityDropout",
     "ShapeError",
     "SymmetricCrossAttentionBlock",
+    "collate",
     "mask_from_lengths",
     "modulate_gradients",
 ]

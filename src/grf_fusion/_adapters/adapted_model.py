@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from grf_fusion._adapters.adapter import FusionAdapter
 from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._checks.tracing import forward_hooks
 from grf_fusion._inputs.call import check_mapping, check_present
 
 OWNER = "AdaptedModel"
@@ -228,8 +229,7 @@ def _check_adapters(host: object, adapters: object) -> dict[str, int]:
         )
     known = dict(cast("Iterator[tuple[str, nn.Module]]", host.named_modules()))
     for name, layer in known.items():
-        hooks = cast("Mapping[int, object]", layer._forward_hooks)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
-        if any(isinstance(hook, _Hook) for hook in hooks.values()):
+        if any(isinstance(hook, _Hook) for hook in forward_hooks(layer)):
             raise ValueError(
                 f"{OWNER}: expected `host` without adapters, got some behind its layer {name!r}. "
                 "Give all adapters to one AdaptedModel, or take the first ones off with `remove()`."

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, settle
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state
-from grf_fusion._chain.step import OWNER, advance, open_chain, receive
-from grf_fusion._checks.arguments import (
-    ShapeError,
-    expect_choice,
-    expect_flag,
-    expect_probability,
-    expect_size,
-)
+from grf_fusion._chain.step import advance, open_chain, receive, receive_summary
+from grf_fusion._checks.arguments import ShapeError
 from grf_fusion._checks.options import (
     Modalities,
     check_factory,
@@ -36,27 +31,10 @@ from grf_fusion._inputs.call import (
 )
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
-from grf_fusion._layers.block import SymmetricCrossAttentionBlock, check_block_options
-from grf_fusion._layers.gate import GatedFusionUnit, check_unit_options
-
-SETTINGS = (
-    "form",
-    "embed_dim",
-    "num_heads",
-    "num_layers",
-    "dim_feedforward",
-    "dropout",
-    "activation",
-    "norm_first",
-    "self_attention",
-    "symmetric",
-    "packing",
-    "checkpoint",
-    "context",
-    "opening",
-    "gate_bias",
-    "share_weights",
-)
+from grf_fusion._inputs.scale import FeatureScale
+from grf_fusion._layers.block import SymmetricCrossAttentionBlock
+from grf_fusion._layers.gate import GatedFusionUnit
+from grf_fusion._layers.summary import ModalitySummary
 
 NO_STEP = (
     "With share_weights=False and opening='first' the modality declared first has no step of its "
@@ -67,13 +45,26 @@ NO_STEP = (
 class GatedRecurrentFusion(nn.Module):
     r"""Fuse any number of modalities into one context, one after the other.
 
-    Modality ``k`` of ``n`` is a sequence ``x_k`` of its own width and length:
+    Modality ``k`` of ``n`` is a sequence ``x_k`` of its own width and length. In the default form,
+    ``form="summary"``, each modality is summarised by a small network of its own, and a gate
+    decides, feature by feature, what the summary overwrites in the context:
 
-        p_k      = x_k W_k + b_k                                projections
+        p_k = (x_k / r_k) W_k + b_k                             projections
+        e_k = MLP_k(p_k + 0.3 PE)                               a network per step
+        u_k = LN([mean(e_k); max(e_k)] V_k + c_k)               over the real steps
+        h_k = GFU(h_{k-1}, u_k)                                 GatedFusionUnit, without a norm
+        y   = LN(h_n)                                           the result
+
+    from a learnt ``h_0``. ``r_k`` is the root mean square of the modality's features in the first
+    training batch that has it, so that the units of the features do not matter. With
+    ``form="residual"``, the default of version 0.1.0, the two enrich each other by attention:
+
+        p_k      = x_k W_k + b_k
         (s', m') = SCA(h_{k-1}, p_k + PE)                       SymmetricCrossAttentionBlock
-        h_k      = GFU(h_{k-1}, Pool(s') + Pool(m'))            GatedFusionUnit, without a norm
+        h_k      = GFU(h_{k-1}, Pool(s') + Pool(m'))
+        y        = h_n
 
-    from a learnt ``h_0``. With ``form="paper"`` it is, literally,
+    With ``form="paper"`` it is, literally,
 
         h_1      = Pool(p_1 + PE)                               opening
         (s', m') = SCA(h_{k-1} + PE, p_k + PE)
@@ -89,23 +80,27 @@ class GatedRecurrentFusion(nn.Module):
     Differences from the paper, with ``form="paper"`` too: in ``context="pooled"`` weights that
     cannot influence the output are left out (see `SymmetricCrossAttentionBlock`); padding and
     absence are handled; ``context``, ``opening="learned"``, ``gate_bias``, ``share_weights=False``
-    and the options of the block are additions. The default form keeps the context itself where the
-    paper keeps what the block has made of it: there every step rewrites the memory, whatever the
-    gate says, and what early modalities said fades along a long chain.
+    and the options of the block are additions. The other two forms keep the context itself where
+    the paper keeps the output of the block: there every step rewrites the memory, whatever the gate
+    does, and early modalities fade along a long chain. The summary form has no attention: on the
+    data sets of the evidence page it is more accurate and cheaper without it.
 
     Args:
         modalities: Name and feature width of each modality, in the order of fusion; a mapping or
             pairs.
         embed_dim: Width ``d`` of the context.
-        num_heads: Attention heads; divides ``embed_dim``.
-        num_layers: Layers of each stack of the block.
-        form: ``"residual"`` or ``"paper"``, the two formulas above. The form also chooses
+        num_heads: Attention heads of the block; divides ``embed_dim``. Required where the form has
+            a block, and without effect with ``form="summary"``, which has none.
+        num_layers: Layers of each stack of the block; with ``form="summary"`` the layers of each
+            modality's network after the projection.
+        form: ``"summary"``, ``"residual"`` or ``"paper"``, the three formulas above. ``None`` for
+            ``"summary"`` with ``context="pooled"``, ``"residual"`` otherwise. The form also chooses
             ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` where they are
             ``None``.
         dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
-        dropout: Dropout probability in training: after PE is added, in the block, and with
-            ``form="paper"`` on the gated blend.
-        activation: ``"gelu"`` or ``"relu"``, in the block.
+        dropout: Dropout probability in training: on the summary's mean and maximum; with a block
+            after PE is added, in the block, and with ``form="paper"`` on the gated blend.
+        activation: ``"gelu"`` or ``"relu"``, in the block and in the modalities' networks.
         norm_first: Pre-norm instead of post-norm layers in the block; ``None`` for pre-norm in
             the residual form, post-norm in the paper's.
         self_attention: Whether the block's layers have self-attention, ``"linear"`` for one whose
@@ -128,7 +123,8 @@ class GatedRecurrentFusion(nn.Module):
             that at the start every modality has about the same say at the end of the chain
             (Tallec & Ollivier 2018).
         share_weights: One block and one unit for all steps (the paper), or one of each for every
-            modality after the first (the authors' code).
+            modality after the first (the authors' code). Projections and the networks of
+            ``form="summary"`` are never shared.
         block: Makes the block, called without arguments; the module is called as
             `SymmetricCrossAttentionBlock` is. ``None`` for that block.
         unit: Makes the unit, called without arguments; the module is called as `GatedFusionUnit`
@@ -153,14 +149,14 @@ class GatedRecurrentFusion(nn.Module):
 
     modalities: dict[str, int]
     embed_dim: int
-    num_heads: int
+    num_heads: int | None
     num_layers: int
     dim_feedforward: int | None
     dropout: float
     activation: Literal["gelu", "relu"]
-    form: Literal["residual", "paper"]
-    norm_first: bool
-    self_attention: bool | Literal["linear"]
+    form: Form
+    norm_first: bool | None
+    self_attention: bool | Literal["linear"] | None
     symmetric: bool
     packing: bool | Literal["auto"]
     checkpoint: bool
@@ -169,6 +165,9 @@ class GatedRecurrentFusion(nn.Module):
     gate_bias: float | Literal["chrono"]
     share_weights: bool
     projections: nn.ModuleDict
+    scales: nn.ModuleDict | None
+    summaries: nn.ModuleDict | None
+    norm: nn.LayerNorm | None
     position_dropout: nn.Dropout
     block: nn.Module | None
     unit: nn.Module | None
@@ -181,9 +180,9 @@ class GatedRecurrentFusion(nn.Module):
         modalities: Modalities,
         *,
         embed_dim: int,
-        num_heads: int,
+        num_heads: int | None = None,
         num_layers: int = 1,
-        form: Literal["residual", "paper"] = "residual",
+        form: Form | None = None,
         dim_feedforward: int | None = None,
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
@@ -202,63 +201,52 @@ class GatedRecurrentFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         declared = check_modalities(OWNER, modalities)
-        expect_size(OWNER, "embed_dim", embed_dim)
-        expect_probability(OWNER, "dropout", dropout)
-        opening, gate_bias = _settle(form, context, opening, gate_bias)
-        norm_first = form == "residual" if norm_first is None else norm_first
-        self_attention = form == "paper" if self_attention is None else self_attention
-        expect_flag(OWNER, "share_weights", share_weights)
-        if block is None:
-            check_block_options(
-                embed_dim,
-                num_heads=num_heads,
-                num_layers=num_layers,
-                dim_feedforward=dim_feedforward,
-                dropout=dropout,
-                activation=activation,
-                norm_first=norm_first,
-                self_attention=self_attention,
-                symmetric=symmetric,
-                packing=packing,
-                checkpoint=checkpoint,
-            )
-        else:
-            check_factory(OWNER, "block", block)
-        if unit is None and not isinstance(gate_bias, str):
-            check_unit_options(embed_dim, dropout=dropout, gate_bias=gate_bias)
-        if unit is not None:
-            check_factory(OWNER, "unit", unit)
+        given = ChainOptions(
+            form=form,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            activation=activation,
+            norm_first=norm_first,
+            self_attention=self_attention,
+            symmetric=symmetric,
+            packing=packing,
+            checkpoint=checkpoint,
+            context=context,
+            opening=opening,
+            gate_bias=gate_bias,
+            share_weights=share_weights,
+        )
+        options = settle(given, own_block=block is not None, own_unit=unit is not None)
+        for argument, factory in (("block", block), ("unit", unit)):
+            if factory is not None:
+                check_factory(OWNER, argument, factory)
         super().__init__()
         self.modalities = declared
-        self.form: Literal["residual", "paper"] = form
-        self.embed_dim = embed_dim
-        self.num_heads = num_heads
-        self.num_layers = num_layers
-        self.dim_feedforward = dim_feedforward
-        self.dropout = dropout
-        self.activation = activation
-        self.norm_first = norm_first
-        self.self_attention: bool | Literal["linear"] = self_attention
-        self.symmetric = symmetric
-        self.packing: bool | Literal["auto"] = packing
-        self.checkpoint = checkpoint
-        self.context = context
-        self.opening = opening
-        self.gate_bias = gate_bias
-        self.share_weights = share_weights
+        for name in SETTINGS:
+            setattr(self, name, getattr(options, name))
         self._make_block, self._make_unit = block, unit
         self.block = self.unit = self.blocks = self.units = self.initial_context = None
         names = list(declared)
-        stepping = names if opening == "learned" else names[1:]
+        stepping = names if self.opening == "learned" else names[1:]
         if share_weights:
             self.block, self.unit = self._new_parts(len(declared), device, dtype)
         else:
             parts = {name: self._new_parts(len(declared), device, dtype) for name in stepping}
-            self.blocks = nn.ModuleDict({name: pair[0] for name, pair in parts.items()})
-            self.units = nn.ModuleDict({name: pair[1] for name, pair in parts.items()})
+            blocks = {name: block for name, (block, _) in parts.items() if block is not None}
+            self.blocks = nn.ModuleDict(blocks) if self.form != "summary" else None
+            self.units = nn.ModuleDict({name: unit for name, (_, unit) in parts.items()})
         self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
+        self.scales = self.summaries = self.norm = None
+        if self.form == "summary":
+            self.scales, self.summaries = nn.ModuleDict(), nn.ModuleDict()
+            for name in names:
+                self._add_summary(name, device, dtype)
+            self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
         self.position_dropout = nn.Dropout(dropout)
-        if opening == "learned":
+        if self.opening == "learned":
             start = torch.empty(embed_dim, device=device, dtype=dtype)
             self.initial_context = nn.Parameter(nn.init.normal_(start, std=0.02))
 
@@ -340,7 +328,7 @@ class GatedRecurrentFusion(nn.Module):
                 contexts.append(self._summary(state))
                 gates.append(_mean_gate(state, gate))
                 time_gates.append(gate)
-        if len(names) == 1 and self.initial_context is None and self.block is not None:
+        if len(names) == 1 and self.initial_context is None and self.unit is not None:
             # Nothing follows the only modality: an absent step keeps block and unit in the graph.
             state, _ = self._advance(state, names[0], Arrival(None, None, None), batch)
         state = cast(FusionState, state)
@@ -491,7 +479,8 @@ class GatedRecurrentFusion(nn.Module):
         """Declare one more modality, last in the order.
 
         Existing parameters, and outputs without the new modality, stay bit for bit the same. With
-        shared weights the only new parameters are its projection; give them to the optimiser.
+        shared weights the only new parameters are its projection and, with ``form="summary"``, its
+        network; give them to the optimiser.
 
         Args:
             name: Its name.
@@ -506,10 +495,13 @@ class GatedRecurrentFusion(nn.Module):
         weight = self._reference()
         device, dtype = weight.device, weight.dtype
         projection = nn.Linear(dim, self.embed_dim, device=device, dtype=dtype)
-        if self.blocks is not None and self.units is not None:
+        if self.units is not None:
             block, unit = self._new_parts(len(self.modalities) + 1, device, dtype)
-            self.blocks[name] = block.train(self.training)
             self.units[name] = unit.train(self.training)
+            if self.blocks is not None and block is not None:
+                self.blocks[name] = block.train(self.training)
+        if self.form == "summary":
+            self._add_summary(name, device, dtype)
         self.projections[name] = projection.train(self.training)
         self.modalities[name] = dim
 
@@ -541,19 +533,20 @@ class GatedRecurrentFusion(nn.Module):
 
     def _new_parts(
         self, modalities: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> tuple[nn.Module, nn.Module]:
+    ) -> tuple[nn.Module | None, nn.Module]:
+        block: nn.Module | None = None
         if self._make_block is not None:
             block = check_part(OWNER, "block", self._make_block())
-        else:
+        elif self.form != "summary":
             block = SymmetricCrossAttentionBlock(
                 self.embed_dim,
-                num_heads=self.num_heads,
+                num_heads=cast(int, self.num_heads),
                 num_layers=self.num_layers,
                 dim_feedforward=self.dim_feedforward,
                 dropout=self.dropout,
                 activation=self.activation,
-                norm_first=self.norm_first,
-                self_attention=self.self_attention,
+                norm_first=cast(bool, self.norm_first),
+                self_attention=cast('bool | Literal["linear"]', self.self_attention),
                 symmetric=self.symmetric,
                 packing=self.packing,
                 checkpoint=self.checkpoint,
@@ -578,10 +571,23 @@ class GatedRecurrentFusion(nn.Module):
         )
         return block, unit
 
-    def _parts(self, name: str) -> tuple[nn.Module, nn.Module]:
-        if self.blocks is not None and self.units is not None:
-            return self.blocks[name], self.units[name]
-        return cast(nn.Module, self.block), cast(nn.Module, self.unit)
+    def _add_summary(
+        self, name: str, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        scales, summaries = cast(nn.ModuleDict, self.scales), cast(nn.ModuleDict, self.summaries)
+        scales[name] = FeatureScale(device=device, dtype=dtype).train(self.training)
+        summaries[name] = ModalitySummary(
+            self.embed_dim,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            activation=self.activation,
+            device=device,
+            dtype=dtype,
+        ).train(self.training)
+
+    def _parts(self, name: str) -> tuple[nn.Module | None, nn.Module]:
+        block = self.block if self.blocks is None else self.blocks[name]
+        return block, cast(nn.Module, self.unit if self.units is None else self.units[name])
 
     def _reference(self) -> Tensor:
         """A parameter that tells dtype and device."""
@@ -598,14 +604,14 @@ class GatedRecurrentFusion(nn.Module):
         )
 
     def _check_order(self, names: tuple[str, ...]) -> None:
-        if self.blocks is not None and not all(name in self.blocks for name in names[1:]):
+        if self.units is not None and not all(name in self.units for name in names[1:]):
             raise ShapeError(
                 f"{OWNER}: expected `order` to start with {next(iter(self.modalities))!r}, "
                 f"got {names}. {NO_STEP}"
             )
 
     def _check_step(self, name: str) -> None:
-        if self.blocks is not None and name not in self.blocks:
+        if self.units is not None and name not in self.units:
             raise ShapeError(
                 f"{OWNER}: expected `name` to come first if at all, got {name!r} with a state. "
                 f"{NO_STEP}"
@@ -616,7 +622,12 @@ class GatedRecurrentFusion(nn.Module):
     ) -> tuple[FusionState, Tensor]:
         """Let a checked modality in; return the new state and the gate of each of its steps."""
         projection = cast(nn.Linear, self.projections[name])
-        incoming = receive(projection, arrival, batch, self.position_dropout)
+        if self.scales is None or self.summaries is None:
+            incoming = receive(projection, arrival, batch, self.position_dropout)
+        else:
+            scale = cast(FeatureScale, self.scales[name])
+            summary = cast(ModalitySummary, self.summaries[name])
+            incoming = receive_summary(projection, scale, summary, arrival, batch)
         device, columns = projection.weight.device, len(self.modalities)
         seen = incoming.present.unsqueeze(1) & (
             torch.arange(columns, device=device) == list(self.modalities).index(name)
@@ -647,6 +658,9 @@ class GatedRecurrentFusion(nn.Module):
         return drop(self.position_dropout, add_positions(sequence, self._reference()))
 
     def _readout(self, state: FusionState) -> Tensor:
+        if self.norm is not None:
+            context = self.norm(state.context)
+            return context if self.opening == "learned" else context.masked_fill(~state.mask, 0.0)
         if self.context == "first_sequence" and state.context.ndim == 3:
             return masked_mean(add_positions(state.context, self._reference()), state.mask)
         return state.context
@@ -658,28 +672,3 @@ class GatedRecurrentFusion(nn.Module):
 
 def _mean_gate(state: FusionState, gate: Tensor) -> Tensor:
     return gate if gate.ndim == 2 else masked_mean(gate, state.mask)
-
-
-def _settle(
-    form: Literal["residual", "paper"],
-    context: Literal["pooled", "first_sequence", "sequence"],
-    opening: Literal["first", "learned"] | None,
-    gate_bias: float | Literal["chrono"] | None,
-) -> tuple[Literal["first", "learned"], float | Literal["chrono"]]:
-    """Check what the form decides, and decide what was left to it."""
-    expect_choice(OWNER, "form", form, ("residual", "paper"))
-    expect_choice(OWNER, "context", context, ("pooled", "first_sequence", "sequence"))
-    residual = form == "residual"
-    if opening is None:
-        opening = "learned" if residual and context == "pooled" else "first"
-    expect_choice(OWNER, "opening", opening, ("first", "learned"))
-    if opening == "learned" and context != "pooled":
-        raise ValueError(
-            f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
-            "A learnt opening is one vector: use context='pooled'."
-        )
-    if gate_bias is None:
-        gate_bias = "chrono" if residual else 0.0
-    if isinstance(gate_bias, str):
-        expect_choice(OWNER, "gate_bias", gate_bias, ("chrono",), also="a number")
-    return opening, gate_bias

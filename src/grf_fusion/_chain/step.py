@@ -1,22 +1,25 @@
 """The recurrence itself: how one modality meets the context of every sample."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grf_fusion._chain.options import OWNER, Mode
 from grf_fusion._chain.state import FusionState
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.projections import add_positions, project
+from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.block import SymmetricCrossAttentionBlock
+from grf_fusion._layers.summary import ModalitySummary
 
-OWNER = "GatedRecurrentFusion"
-Mode = Literal["pooled", "first_sequence", "sequence"]
+# Scaled features have an rms of 0.58 once they are projected by fresh weights, positions of 0.71.
+POSITION_WEIGHT = 0.3
 
 
 class Incoming(NamedTuple):
@@ -64,6 +67,21 @@ def receive(projection: nn.Linear, arrival: Arrival, batch: int, dropout: nn.Dro
     )
 
 
+def receive_summary(
+    projection: nn.Linear,
+    scale: FeatureScale,
+    summary: ModalitySummary,
+    arrival: Arrival,
+    batch: int,
+) -> Incoming:
+    """Scale and project a modality, add PE and summarise it: what enters the chain is one step."""
+    projected, _, present = project(projection, arrival, batch, scale)
+    mask = None if arrival.mask is None else unmask_empty(arrival.mask)
+    placed = add_positions(projected, projection.weight, weight=POSITION_WEIGHT)
+    encoded = summary(placed, mask).unsqueeze(1)
+    return Incoming(encoded, encoded, None, None, present)
+
+
 def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: bool) -> FusionState:
     """Make the state of a chain that starts with its first modality.
 
@@ -89,7 +107,7 @@ def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: boo
 def advance(
     state: FusionState,
     incoming: Incoming,
-    block: nn.Module,
+    block: nn.Module | None,
     unit: nn.Module,
     *,
     encode: Callable[[Tensor], Tensor],
@@ -102,7 +120,7 @@ def advance(
     Args:
         state: What is known so far.
         incoming: The modality.
-        block: Symmetric cross-attention.
+        block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
         unit: Gated fusion unit.
         encode: Adds positions and their dropout to the context.
         mode: What the context is.
@@ -139,13 +157,18 @@ def advance(
 def _meet(
     state: FusionState,
     incoming: Incoming,
-    block: nn.Module,
+    block: nn.Module | None,
     unit: nn.Module,
     *,
     encode: Callable[[Tensor], Tensor],
     mode: Mode,
     residual: bool,
 ) -> Met:
+    if block is None:
+        update = incoming.encoded.squeeze(1)
+        given = (state.context, update)
+        fused, gate = _pair("unit()", unit(*given, return_gate=True), given)
+        return Met(fused, state.context, gate)
     is_sequence = state.context.ndim == 3
     context = state.context if is_sequence else state.context.unsqueeze(1)
     # A position that is added to one vector at every step crowds out what the vector has kept.

@@ -9,6 +9,8 @@ from grf_fusion._checks.arguments import expect_size
 
 # Pairs too: JSON files that are written with sorted keys keep the order of a list alone.
 Modalities = Mapping[str, int] | Sequence[tuple[str, int]]
+# Names that a sub-module cannot have.
+TAKEN = frozenset(dir(nn.ModuleDict()))
 
 
 def check_modality(
@@ -31,7 +33,7 @@ def check_modality(
     Raises:
         ValueError: If the name is no usable module name or the width no positive integer.
     """
-    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+    if not isinstance(name, str) or not name or "." in name or name in TAKEN:
         raise ValueError(
             f"{owner}: expected `{name_argument}` to name modalities by non-empty strings without "
             f"dots, other than attributes of nn.ModuleDict, got {name!r}. Choose another name."

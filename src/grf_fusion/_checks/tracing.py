@@ -1,21 +1,20 @@
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportPrivateImportUsage=false
-"""When eager mode on the CPU may compute the same by other means than PyTorch's own layers."""
+"""When eager mode on the CPU may compute the same by other means than PyTorch's own layers.
 
-from collections.abc import Callable, Sequence
+All that we use of PyTorch's private parts is here, each by `getattr`: where a newer PyTorch lacks
+one, no call is plain any more, and PyTorch's own layers compute everything.
+"""
+
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-
-class Formula(torch.autograd.Function):
-    """A function with a gradient of its own; `call` is its `apply` with a type."""
-
-    @classmethod
-    def call(cls, *given: object) -> Tensor:
-        """Compute it."""
-        return cast(Tensor, cls.apply(*given))
+C = torch._C  # noqa: SLF001
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 
 def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
@@ -37,19 +36,33 @@ def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation is at work.
+    """Whether a transform of `torch.func` or forward-mode differentiation is active.
 
     PyTorch asks itself the same way (torch/autograd/function.py); there is no public question.
     """
-    return (
-        torch._C._are_functorch_transforms_active()  # noqa: SLF001
-        or cast(int, forward_ad._current_level) >= 0  # noqa: SLF001
-    )
+    active = cast("Callable[[], bool] | None", getattr(C, "_are_functorch_transforms_active", None))
+    # Level 0 is the first one that differentiates, and -1 means none.
+    return active is None or active() or cast(int, getattr(forward_ad, "_current_level", 0)) >= 0
 
 
 def is_batched(x: Tensor) -> bool:
     """Whether an entry stands for many, as `torch.vmap` has it."""
-    return cast(bool, torch._C._functorch.is_batchedtensor(x))  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
+    batched = cast(
+        "Callable[[Tensor], bool] | None",
+        getattr(getattr(C, "_functorch", None), "is_batchedtensor", None),
+    )
+    return is_transformed() if batched is None else batched(x)
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Whether values can steer Python: not while tracing, on the meta device or under vmap."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (tracing or tensor.is_meta or is_batched(tensor))
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph is captured, which will replay today's numbers of steps for any data."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def is_plain(*projections: nn.Module) -> bool:
@@ -67,15 +80,19 @@ def is_untouched(*modules: nn.Module) -> bool:
     not count, as in PyTorch's own fast paths: `FlopCounterMode` has some, and would see other work.
     """
     # A pre-hook may be weight_norm's, which sets the weight. While tracing that is all that counts.
+    names = FORWARD_HOOKS if torch.compiler.is_compiling() else (*FORWARD_HOOKS, *BACKWARD_HOOKS)
     for module in modules:
-        if module._forward_pre_hooks or module._forward_hooks:  # noqa: SLF001
-            return False
-    if torch.compiler.is_compiling():
-        return True
-    for module in modules:
-        if module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):  # noqa: SLF001
+        for name in names:
+            if getattr(module, name, True):
+                return False
+        if not torch.compiler.is_compiling() and "forward" in vars(module):
             return False
     return True
+
+
+def forward_hooks(module: nn.Module) -> list[object]:
+    """Return what is called behind a module, as far as PyTorch lets us know."""
+    return list(cast("dict[int, object]", getattr(module, "_forward_hooks", {})).values())
 
 
 def has_bias(*projections: nn.Linear) -> bool:
@@ -83,23 +100,11 @@ def has_bias(*projections: nn.Linear) -> bool:
     return all(cast("Tensor | None", projection.bias) is not None for projection in projections)
 
 
-def once_more(
-    formula: Callable[..., Tensor],
-    saved: Sequence[Tensor],
-    gradient: Tensor,
-    options: object,
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of a formula so that they can be differentiated again.
-
-    For a backward pass whose own graph is wanted: the formula is written with PyTorch's operations,
-    and computed again.
-    """
-    # Of aliases: one saved tensor may have been computed from another, as where steps share their
-    # weights, and a path between them is none of this formula's.
-    aliases = [tensor.view_as(tensor) for tensor in saved]
-    needed = [alias for alias in aliases if alias.requires_grad]
-    found = torch.autograd.grad(
-        formula(aliases, options), needed, gradient, create_graph=True, allow_unused=True
-    )
-    by_tensor = iter(found)
-    return tuple(next(by_tensor) if tensor.requires_grad else None for tensor in saved)
+def softmax_backward(gradient: Tensor, weights: Tensor, *, out: Tensor) -> None:
+    """Write the gradient of the scores, from that of their softmax along the last axis."""
+    fused = getattr(getattr(torch.ops.aten, "_softmax_backward_data", None), "out", None)
+    if fused is None:
+        torch.mul(gradient, weights, out=out)
+        torch.addcmul(out, weights, out.sum(dim=-1, keepdim=True), value=-1.0, out=out)
+    else:
+        fused(gradient, weights, -1, weights.dtype, grad_input=out)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grf_fusion._checks.tracing import is_plain_call
+from grf_fusion._checks.tracing import is_captured, is_plain_call
 from grf_fusion._cpu.dropout import FEW
 from grf_fusion._cpu.dropped_attention import Piece, attend_with_dropout
+from grf_fusion._cpu.rows import Rows, attend_rows, lay_out_rows, worth_rows
 from grf_fusion._inputs.masks import fill_masked, unmask_empty
 
 # A call of the attention kernel costs as much as this number of short padded steps, of steps in a
@@ -90,7 +91,7 @@ class Packed(NamedTuple):
         return values.squeeze(1).index_select(0, self.sample)
 
 
-Layout = Padded | Packed
+Layout = Padded | Packed | Rows
 
 
 def attend(
@@ -111,6 +112,8 @@ def attend(
     """
     if isinstance(keys, Packed):
         return _attend_packed(q, k, v, cast(Packed, queries), keys, dropout=dropout)
+    if isinstance(keys, Rows):
+        return attend_rows(q, k, v, cast(Rows, queries), keys, dropout=dropout)
     mask = keys.mask
     allowed = None if mask is None else unmask_empty(mask)[:, None, None, :]
     if dropout > 0.0 and is_plain_call(q, fewest=FEW):
@@ -158,8 +161,14 @@ def _split(rows: Tensor, layout: Packed) -> list[Tensor]:
     return [part.reshape(group.samples, -1, *part.shape[1:]) for part, group in parts]
 
 
-def lay_out(steps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Packed]:
-    """Pack sequences ``(batch, time, dim)`` of the same samples; waits for the device."""
+def lay_out(steps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Packed] | list[Rows]:
+    """Pack sequences ``(batch, time, dim)`` of the same samples.
+
+    On the CPU samples are put into groups, because a call of its own for each sample takes long;
+    elsewhere they are laid out as rows.
+    """
+    if not groups_samples(steps[0].device):
+        return [lay_out_rows(x, mask) for x, mask in zip(steps, masks, strict=True)]
     device = steps[0].device
     counts = [
         torch.full((len(x),), x.shape[1], device=device) if mask is None else mask.sum(dim=1)
@@ -242,13 +251,22 @@ def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return steps.gather(1, place), mask.gather(1, order), order
 
 
-def worth_packing(masks: Sequence[Tensor | None], *, packing: bool | Literal["auto"]) -> bool:
-    """Whether enough of the steps is padding, or the user says so."""
+def groups_samples(device: torch.device) -> bool:
+    """Whether samples are packed in groups there."""
+    return device.type == "cpu"
+
+
+def worth_packing(
+    masks: Sequence[Tensor | None], *, packing: bool | Literal["auto"], width: int
+) -> bool:
+    """Whether enough of the steps, of ``width`` numbers each, is padding, or the user says so."""
     given = [mask for mask in masks if mask is not None]
+    if any(is_captured(mask.device) for mask in given):
+        return False
     if packing != "auto":
         return packing
-    # Elsewhere to ask is to wait.
-    return all(mask.device.type == "cpu" for mask in given) and (
-        sum(int(mask.sum()) for mask in given)
-        < (1 - WORTH_PACKING) * sum(mask.numel() for mask in given)
+    if given and not all(groups_samples(mask.device) for mask in given):
+        return worth_rows(given, width, share=WORTH_PACKING)
+    return sum(int(mask.sum()) for mask in given) < (1 - WORTH_PACKING) * sum(
+        mask.numel() for mask in given
     )

@@ -1,10 +1,13 @@
 """Masks: ``True`` marks a real step."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from grf_fusion._checks.arguments import ShapeError, expect_same_device, expect_shape, expect_tensor
-from grf_fusion._checks.tracing import is_batched, is_transformed
+from grf_fusion._checks.tracing import can_read, is_transformed
+from grf_fusion._inputs.lengths import Known, note_lengths
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -13,6 +16,11 @@ def mask_from_lengths(
     lengths: Tensor, max_length: int, *, device: torch.device | str | None = None
 ) -> Tensor:
     """Convert lengths to a mask, ``True`` = real.
+
+    With ``lengths`` on the CPU and ``device="cuda"`` nothing waits for the GPU, and real steps can
+    be computed without padding there (``packing`` of `SymmetricCrossAttentionBlock`): the host
+    knows how many there are for as long as the mask is used as returned. A changed mask, a copy
+    and a slice are masks like any other.
 
     Args:
         lengths: Number of real steps of each sample, integers from 0 to ``max_length``.
@@ -29,7 +37,7 @@ def mask_from_lengths(
     Raises:
         ShapeError: If ``lengths`` is not a one-dimensional integer tensor, ``max_length`` is not a
             positive integer, or a length is not in 0 to ``max_length`` (values are not checked
-            under ``torch.compile`` and ``torch.export``).
+            under ``torch.compile`` and ``torch.export``; checking lengths on a GPU synchronises).
 
     Examples:
         >>> mask_from_lengths(torch.tensor([1, 3]), 3)
@@ -48,13 +56,26 @@ def mask_from_lengths(
         )
     if max_length < 1:
         raise ShapeError(f"{owner}: expected `max_length` to be at least 1, got {max_length}.")
-    if can_read(lengths) and bool(((lengths < 0) | (lengths > max_length)).any()):
+    place = lengths.device if device is None else torch.device(device)
+    if not can_read(lengths):
+        return _before(lengths.to(place), max_length)
+    host = tuple(cast("list[int]", lengths.tolist()))  # pyright: ignore[reportUnknownMemberType]
+    if host and not 0 <= min(host) <= max(host) <= max_length:
         raise ShapeError(
             f"{owner}: expected `lengths` between 0 and max_length={max_length}, "
-            f"got {int(lengths.min())} to {int(lengths.max())}."
+            f"got {min(host)} to {max(host)}."
         )
-    there = lengths if device is None else lengths.to(device, non_blocking=True)
-    return torch.arange(max_length, device=there.device) < there.unsqueeze(-1)
+    # Changes of inference tensors are not counted, and no one could tell whether this is as noted.
+    with torch.inference_mode(mode=False):
+        # From memory of our own, which nobody changes before it is copied, and pinned: a copy from
+        # other memory waits for the device.
+        pinned = torch.tensor(
+            host, dtype=torch.int64, device="cpu", pin_memory=place.type == "cuda"
+        )
+        there = pinned.to(place, non_blocking=True)
+        mask = _before(there, max_length)
+    note_lengths(mask, Known(host, there, exact=True))
+    return mask
 
 
 def as_mask(
@@ -122,6 +143,20 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return mean if mean.dtype == values.dtype else mean.to(values.dtype)
 
 
+def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Maximum over the real steps; 0 where a sample has none.
+
+    Shape:
+        - values: ``(batch, time, dim)``
+        - mask: ``(batch, time)`` or ``None`` for all real
+        - output: ``(batch, dim)``
+    """
+    if mask is None:
+        return values.amax(dim=1)
+    largest = values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+    return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
+
+
 def none_if_full(mask: Tensor | None) -> Tensor | None:
     """Return None for a mask without padding, if reading it is free: on the CPU, not traced."""
     if mask is None or not can_read(mask) or mask.device.type != "cpu":
@@ -140,11 +175,9 @@ def unmask_empty(mask: Tensor) -> Tensor:
     return mask | ~mask.any(dim=-1, keepdim=True)
 
 
+def _before(lengths: Tensor, max_length: int) -> Tensor:
+    return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(-1)
+
+
 def _is_integer(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def can_read(tensor: Tensor) -> bool:
-    """Whether values can be read: not while tracing, on the meta device or under vmap."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return not (tracing or tensor.is_meta or is_batched(tensor))

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._inputs.call import Arrival, check_call, who_has
+from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
+from grf_fusion._inputs.scale import FeatureScale
 
 
 class Received(NamedTuple):
@@ -29,8 +31,10 @@ class Received(NamedTuple):
         return masked_mean(self.projected, self.real)
 
 
-def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
-    """Project a modality, with zeros for whatever is not real."""
+def project(
+    projection: nn.Linear, arrival: Arrival, batch: int, scale: FeatureScale | None = None
+) -> Received:
+    """Scale and project a modality, with zeros for whatever is not real."""
     weight = projection.weight
     features, mask, present = arrival
     here = who_has(arrival, batch, weight.device)
@@ -43,15 +47,19 @@ def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
     real = mask
     if present is not None:
         column = present.unsqueeze(1).expand(features.shape[:2])
-        real = column if mask is None else mask & column
+        real = column if mask is None else restrict(mask, column)
     # Filled before it is projected: a NaN that is masked later has already met the weights.
-    return Received(projection(fill_masked(features, real)), real, here)
+    features = fill_masked(features, real)
+    if scale is not None:
+        features = scale(features, real)
+    return Received(projection(features), real, here)
 
 
-def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
-    """Add PE, in the precision of the parameter ``like``."""
+def add_positions(sequence: Tensor, like: Tensor, *, weight: float = 1.0) -> Tensor:
+    """Add PE times ``weight``, in the precision of the parameter ``like``."""
     length, dim = sequence.shape[1:]
-    return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
+    positions = sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
+    return torch.add(sequence, positions, alpha=weight)
 
 
 def make_projections(

@@ -17,11 +17,11 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._cpu.feedforward import ACTIVATIONS
+from grf_fusion._checks.tracing import can_read
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.masks import as_mask, can_read, fill_masked, none_if_full
+from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
 from grf_fusion._layers.attention import AttentionWeights
-from grf_fusion._layers.decoder import DecoderLayer, run_layers
+from grf_fusion._layers.decoder import ACTIVATIONS, DecoderLayer, run_layers
 
 OWNER = "SymmetricCrossAttentionBlock"
 
@@ -95,10 +95,12 @@ class SymmetricCrossAttentionBlock(nn.Module):
             ``4 * embed_dim**2`` fewer weights per layer.
         packing: Whether to skip padded steps. The real steps are concatenated, and each sample
             attends alone or with others of similar length. The result is the same to rounding.
-            ``"auto"`` packs on the CPU if more than a tenth of the steps are padding. Nothing is
-            packed under `torch.compile` and `torch.export`, or with ``need_weights=True``. On other
-            devices ``True`` forces a host-device sync in every call. Dropout draws other random
-            numbers than without packing. Under `torch.func.vmap`, pass ``False``.
+            ``"auto"`` packs if more than a tenth of the steps are padding; on a GPU only if all
+            masks were made by `mask_from_lengths` from lengths on the CPU, and if the omitted steps
+            outweigh the additional kernels. With other masks ``True`` forces a host-device sync on
+            a GPU. Nothing is packed under `torch.compile` and `torch.export`, while a CUDA graph is
+            captured, or with ``need_weights=True``. Dropout draws other random numbers than without
+            packing. Under `torch.func.vmap`, pass ``False``.
         checkpoint: Whether to recompute activations in the backward pass to save memory. Only the
             input of each layer is kept; the numbers are the same. Ignored under `torch.compile`,
             where the compiler decides what to recompute.
@@ -292,9 +294,9 @@ class SymmetricCrossAttentionBlock(nn.Module):
         if torch.compiler.is_compiling():
             return False
         masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
-        if not all(mask is None or can_read(mask) for mask in masks):
+        if context.is_meta or not all(mask is None or can_read(mask) for mask in masks):
             return False
-        return worth_packing(masks, packing=self.packing)
+        return worth_packing(masks, packing=self.packing, width=self.embed_dim)
 
     @override
     def extra_repr(self) -> str:

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.feedforward import feedforward
 from grf_fusion._cpu.layout import Layout, Padded
 from grf_fusion._layers.attention import Attention, OneKeyAttention
 from grf_fusion._layers.linear_attention import LinearAttention
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 # Enriched rows, and the weights of self-attention and cross-attention.
 Rows = tuple[Tensor, Tensor | None, Tensor | None]
@@ -100,8 +102,8 @@ class DecoderLayer(nn.Module):
         )
         x = self._add(x, read, self.cross_attn_norm)
         query = self.feedforward_norm(x) if self.norm_first else x
-        update = feedforward(query, self.linear1, self.linear2, self.activation, self.dropout)
-        x = self._add(x, update, self.feedforward_norm)
+        hidden = drop(self.dropout, ACTIVATIONS[self.activation](self.linear1(query)))
+        x = self._add(x, self.linear2(hidden), self.feedforward_norm)
         return x, self_weights, cross_weights
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm | None) -> Tensor:

@@ -48,7 +48,8 @@ def modulate_gradients(
     Args:
         modules: The module that belongs to each modality alone; no two share a parameter.
         logits: Logits given only this modality, for each modality; only their values are used.
-        targets: The true classes.
+        targets: The true classes; values out of range are refused on the CPU only, because checking
+            them on another device would synchronise.
         alpha: Strength of the modulation, at least 0; the OGM-GE paper uses 0.1 to 1.
         noise: Whether to add the noise that compensates for smaller gradients (GE).
         present: Which samples have which modality, columns in the order of ``modules``; ``None`` if

@@ -18,8 +18,9 @@ from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.call import tell_presence
-from grf_fusion._inputs.masks import masked_mean
+from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._inputs.projections import (
+    Received,
     add_positions,
     clear_empty,
     join,
@@ -36,26 +37,31 @@ class ConcatFusion(nn.Module):
     r"""Concatenate the modalities and mix them.
 
         p_k   = x_k W_k + b_k
-        late:   h = W_2 GELU(W_1 [Pool(p_1); ...; Pool(p_n)] + c_1) + c_2
-        early:  h = Pool(Encoder([p_1 + PE; ...; p_n + PE]))
+        late:    h = Mix([Pool(p_1); ...; Pool(p_n)])
+        pooled:  e_k = GELU(GELU(p_k) V_k + a_k)
+                 h = Mix([Pool(e_1); Max(e_1); ...; Pool(e_n); Max(e_n)])
+        early:   h = Pool(Encoder([p_1 + PE; ...; p_n + PE]))
+        Mix(v) = W_2 GELU(W_1 v + c_1) + c_2
 
-    Pool is the mean over real steps, PE the sinusoidal position encoding of each modality. The late
-    form concatenates features. The early form concatenates time steps, and every step attends to
-    the real steps of all modalities, in post-norm layers like those of
-    `torch.nn.TransformerEncoderLayer` with GELU.
+    Pool is the mean and Max the maximum over real steps, PE the sinusoidal position encoding of
+    each modality. The late form concatenates features. The pooled form does so too, behind a small
+    network per modality that is applied to every step; it is the baseline to beat. The early form
+    concatenates time steps, and every step attends to the real steps of all modalities, in
+    post-norm layers like those of `torch.nn.TransformerEncoderLayer` with GELU.
 
-    If a sample lacks a modality, it is 0 in the late form and is not attended to in the early form.
-    There are no presence flags and no modality embeddings, because the biases of the projections
-    act as both: a bias is added only if its modality is present.
+    If a sample lacks a modality, it is 0 in the late and the pooled form and is not attended to in
+    the early form. There are no presence flags and no modality embeddings, because the biases act
+    as both: a bias is added only if its modality is present.
 
     Args:
         modalities: Name and width of each modality: a mapping or a sequence of pairs.
         embed_dim: Width of the projections and of the result.
-        stage: ``"late"`` or ``"early"``.
+        stage: ``"late"``, ``"pooled"`` or ``"early"``.
         num_heads: Number of attention heads, required in the early form; must divide ``embed_dim``.
         num_layers: Layers of the early form; ``None`` for 1.
-        dim_feedforward: Hidden width of the MLP in the late form, or of the feed-forward layers in
-            the early form; ``None`` for ``4 * embed_dim``.
+        dim_feedforward: Hidden width of the MLP in the late and the pooled form, or of the
+            feed-forward layers in the early form; ``None`` for ``4 * embed_dim``, and for
+            ``2 * embed_dim`` in the pooled form.
         dropout: Dropout probability in training: on the hidden features, and in the early form
             also after PE is added, on the attention weights and on each residual branch.
         device: Device of the parameters.
@@ -63,7 +69,7 @@ class ConcatFusion(nn.Module):
 
     Raises:
         ValueError: If a name, size, probability or option is invalid, or an option of the early
-            form is used with the late one.
+            form is used with another one.
 
     Examples:
         >>> fusion = ConcatFusion({"text": 6, "audio": 5}, embed_dim=8)
@@ -73,10 +79,11 @@ class ConcatFusion(nn.Module):
 
     modalities: dict[str, int]
     embed_dim: int
-    stage: Literal["late", "early"]
+    stage: Literal["late", "pooled", "early"]
     num_heads: int | None
     dropout: float
     projections: nn.ModuleDict
+    encoders: nn.ModuleDict | None
     mix: nn.Sequential | None
     layers: nn.ModuleList | None
 
@@ -85,7 +92,7 @@ class ConcatFusion(nn.Module):
         modalities: Modalities,
         *,
         embed_dim: int,
-        stage: Literal["late", "early"] = "late",
+        stage: Literal["late", "pooled", "early"] = "late",
         num_heads: int | None = None,
         num_layers: int | None = None,
         dim_feedforward: int | None = None,
@@ -95,11 +102,12 @@ class ConcatFusion(nn.Module):
     ) -> None:
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
-        expect_choice(OWNER, "stage", stage, ("late", "early"))
+        expect_choice(OWNER, "stage", stage, ("late", "pooled", "early"))
         if dim_feedforward is not None:
             expect_size(OWNER, "dim_feedforward", dim_feedforward)
         expect_probability(OWNER, "dropout", dropout)
-        hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
+        hidden = (2 if stage == "pooled" else 4) * embed_dim
+        hidden = hidden if dim_feedforward is None else dim_feedforward
         depth = 1 if num_layers is None else num_layers
         if stage == "early":
             if num_heads is None:
@@ -110,10 +118,10 @@ class ConcatFusion(nn.Module):
             expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
             expect_size(OWNER, "num_layers", depth)
         for argument, value in {"num_heads": num_heads, "num_layers": num_layers}.items():
-            if stage == "late" and value is not None:
+            if stage != "early" and value is not None:
                 raise ValueError(
-                    f"{OWNER}: expected no `{argument}` with stage='late', got {value!r}. "
-                    "The late form has no attention: use stage='early'."
+                    f"{OWNER}: expected no `{argument}` with stage={stage!r}, got {value!r}. "
+                    f"The {stage} form has no attention: use stage='early'."
                 )
         super().__init__()
         self.modalities = declared
@@ -121,11 +129,15 @@ class ConcatFusion(nn.Module):
         self.stage = stage
         self.num_heads = num_heads
         self.dropout = dropout
-        self.mix = self.layers = None
+        self.encoders = self.mix = self.layers = None
         self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
+        if stage == "pooled":
+            widths = dict.fromkeys(declared, embed_dim)
+            self.encoders = make_projections(widths, embed_dim, device=device, dtype=dtype)
         if num_heads is None:
+            width = (2 if stage == "pooled" else 1) * len(declared) * embed_dim
             self.mix = nn.Sequential(
-                nn.Linear(len(declared) * embed_dim, hidden, device=device, dtype=dtype),
+                nn.Linear(width, hidden, device=device, dtype=dtype),
                 nn.GELU(),
                 nn.Dropout(dropout),
                 nn.Linear(hidden, embed_dim, device=device, dtype=dtype),
@@ -175,13 +187,13 @@ class ConcatFusion(nn.Module):
         )
         parts = list(received.values())
         if self.layers is None:
-            pooled = torch.cat([part.pool() for part in parts], dim=-1)
-            return clear_empty(cast(nn.Sequential, self.mix)(pooled), parts)
+            vectors = torch.cat(self._pool(received), dim=-1)
+            return clear_empty(cast(nn.Sequential, self.mix)(vectors), parts)
         like = weight_of(self.projections)
         encoded = [add_positions(part.projected, like) for part in parts]
         x, real = join(encoded, [part.real for part in parts])
         steps: Layout = Padded(real)
-        if is_plain_call(x) and worth_packing([real], packing="auto"):
+        if is_plain_call(x) and worth_packing([real], packing="auto", width=self.embed_dim):
             (steps,) = lay_out([x], [real])
             x = steps.pack(x)
         x = F.dropout(x, self.dropout, self.training)
@@ -207,3 +219,12 @@ class ConcatFusion(nn.Module):
             f"modalities={self.modalities}, embed_dim={self.embed_dim}, stage={self.stage!r}, "
             f"num_heads={self.num_heads}"
         )
+
+    def _pool(self, received: Mapping[str, Received]) -> list[Tensor]:
+        if self.encoders is None:
+            return [part.pool() for part in received.values()]
+        vectors: list[Tensor] = []
+        for name, part in received.items():
+            encoded = F.gelu(self.encoders[name](F.gelu(part.projected)))
+            vectors += [masked_mean(encoded, part.real), masked_max(encoded, part.real)]
+        return vectors

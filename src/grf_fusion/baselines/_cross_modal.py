@@ -136,7 +136,9 @@ class CrossModalAttentionFusion(nn.Module):
         like = weight_of(self.projections)
         encoded = [self.dropout(add_positions(part.projected, like)) for part in received.values()]
         masked = [part.real for part in received.values()]
-        packs = is_plain_call(encoded[0]) and worth_packing(masked, packing="auto")
+        packs = is_plain_call(encoded[0]) and worth_packing(
+            masked, packing="auto", width=self.embed_dim
+        )
         memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
         pooled = [
             self._read(name, query, real, memory, packs=packs)

@@ -1,11 +1,11 @@
 """The encoder layer of the early form of `ConcatFusion`."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.feedforward import feedforward
 from grf_fusion._cpu.layout import Layout
 from grf_fusion._layers.attention import Attention
 
@@ -45,5 +45,5 @@ class EncoderLayer(nn.Module):
         """Return the enriched steps."""
         read, _ = self.attention(x, x, steps, steps, need_weights=False)
         x = self.attention_norm(drop(self.dropout, read, x))
-        update = feedforward(x, self.linear1, self.linear2, "gelu", self.dropout)
+        update = self.linear2(drop(self.dropout, F.gelu(self.linear1(x))))
         return self.feedforward_norm(drop(self.dropout, update, x))

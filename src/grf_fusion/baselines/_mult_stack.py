@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.feedforward import feedforward
 from grf_fusion._layers.attention import split_heads
 
 
@@ -108,9 +107,8 @@ class MulTLayer(nn.Module):
         query = self.attention_norm(x)
         read = self._read(query, query if memory is None else self.attention_norm(memory), sight)
         x = drop(self.dropout, read, x)
-        query = self.feedforward_norm(x)
-        update = feedforward(query, self.linear1, self.linear2, "relu", self.dropout)
-        return drop(self.dropout, update, x)
+        hidden = F.relu(self.linear1(self.feedforward_norm(x)))
+        return drop(self.dropout, self.linear2(drop(self.dropout, hidden)), x)
 
     def _read(self, query: Tensor, memory: Tensor, sight: Sight) -> Tensor:
         projected = (self.q_proj(query), *self.kv_proj(memory).chunk(2, dim=-1))

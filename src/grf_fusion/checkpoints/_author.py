@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, overload
 
-import torch
-from einops import rearrange
 from torch import Tensor
 
 from grf_fusion._chain.fusion import GatedRecurrentFusion
@@ -12,18 +10,20 @@ from grf_fusion._checks.arguments import expect_choice, expect_flag
 from grf_fusion.baselines._mult import MulT
 from grf_fusion.checkpoints._author_weights import (
     OWNER,
-    Shapes,
+    Weight,
     axis_of,
     check_order,
     check_shapes,
-    linear_shapes,
-    norm_shapes,
+    convert,
+    count_layers,
+    linear,
+    norm,
 )
 from grf_fusion.checkpoints._mult import load_mult
 
 PREFIX = "projectors."
 HEADS = ("regressor.", "auxiliary_regressor.")
-IN_PROJ = {"weight": "(three out) dim -> three out dim", "bias": "(three out) -> three out"}
+NORMS = {"norm1": "self_attn_norm", "norm2": "cross_attn_norm", "norm3": "feedforward_norm"}
 
 
 @overload
@@ -107,14 +107,14 @@ def _load_grf(
     state_dict: Mapping[str, Tensor], names: list[str], num_heads: int
 ) -> GatedRecurrentFusion:
     weights = {key: value for key, value in state_dict.items() if not str(key).startswith(HEADS)}
-    first = "fusion_encoders.0.decoder_1.layers.0.linear1.weight"
+    first = "fusion_encoders.0.decoder_1.layers.{}.linear1.weight"
     dim = axis_of(weights, f"{PREFIX}{names[0]}.weight", 0, prefix=PREFIX)
-    hidden = axis_of(weights, first, 0, prefix=PREFIX)
+    hidden = axis_of(weights, first.format(0), 0, prefix=PREFIX)
     sizes = {name: axis_of(weights, f"{PREFIX}{name}.weight", 1, prefix=PREFIX) for name in names}
-    layers = 1
-    while f"fusion_encoders.0.decoder_1.layers.{layers}.linear1.weight" in weights:
-        layers += 1
-    check_shapes(weights, dict(_expected_shapes(sizes, dim, hidden, layers)))
+    layers = count_layers(weights, first)
+    tree = list(_tree(sizes, dim, hidden, layers))
+    check_shapes(weights, {key: shape for key, shape, _ in tree})
+    like = weights[f"{PREFIX}{names[0]}.weight"]
     fusion = GatedRecurrentFusion(
         sizes,
         embed_dim=dim,
@@ -124,65 +124,36 @@ def _load_grf(
         dim_feedforward=hidden,
         context="first_sequence",
         share_weights=False,
-        device=weights[f"projectors.{names[0]}.weight"].device,
-        dtype=weights[f"projectors.{names[0]}.weight"].dtype,
+        device=like.device,
+        dtype=like.dtype,
     )
-    fusion.load_state_dict(dict(_convert(weights, names, layers)))
+    fusion.load_state_dict(convert(weights, tree))
     return fusion.eval()
 
 
-def _expected_shapes(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> Shapes:
+def _tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> Iterator[Weight]:
     for name, size in sizes.items():
-        yield from linear_shapes(f"projectors.{name}", dim, size)
-    for step in range(len(sizes) - 1):
-        for stack in ("decoder_1", "decoder_2"):
-            for layer in range(layers):
-                prefix = f"fusion_encoders.{step}.{stack}.layers.{layer}"
-                for attention in ("self_attn", "multihead_attn"):
-                    yield f"{prefix}.{attention}.in_proj_weight", (3 * dim, dim)
-                    yield f"{prefix}.{attention}.in_proj_bias", (3 * dim,)
-                    yield from linear_shapes(f"{prefix}.{attention}.out_proj", dim, dim)
-                yield from linear_shapes(f"{prefix}.linear1", hidden, dim)
-                yield from linear_shapes(f"{prefix}.linear2", dim, hidden)
-                for norm in ("norm1", "norm2", "norm3"):
-                    yield from norm_shapes(f"{prefix}.{norm}", dim)
-        yield from linear_shapes(f"gfus.{step}.linear_gate", dim, 2 * dim)
-        yield from linear_shapes(f"gfus.{step}.linear_candidate", dim, 2 * dim)
-        yield from norm_shapes(f"gfus.{step}.norm", dim)
+        yield from linear(f"{PREFIX}{name}", f"projections.{name}", dim, size)
+    for step, name in enumerate(list(sizes)[1:]):
+        for decoder, stack in (("decoder_1", "context_layers"), ("decoder_2", "modality_layers")):
+            for number in range(layers):
+                layer = f"fusion_encoders.{step}.{decoder}.layers.{number}"
+                own = f"blocks.{name}.{stack}.{number}"
+                yield from _attention(f"{layer}.self_attn", f"{own}.self_attn", dim)
+                yield from _attention(f"{layer}.multihead_attn", f"{own}.cross_attn", dim)
+                yield from linear(f"{layer}.linear1", f"{own}.linear1", hidden, dim)
+                yield from linear(f"{layer}.linear2", f"{own}.linear2", dim, hidden)
+                for norm_of, own_norm in NORMS.items():
+                    yield from norm(f"{layer}.{norm_of}", f"{own}.{own_norm}", dim)
+        # Both halves of our linear layer.
+        for half in ("gate", "candidate"):
+            yield from linear(f"gfus.{step}.linear_{half}", f"units.{name}.linear", dim, 2 * dim)
+        yield from norm(f"gfus.{step}.norm", f"units.{name}.norm", dim)
 
 
-def _convert(
-    weights: Mapping[str, Tensor], names: Sequence[str], layers: int
-) -> Iterator[tuple[str, Tensor]]:
-    def copy(ours: str, theirs: str) -> Iterator[tuple[str, Tensor]]:
-        for kind in ("weight", "bias"):
-            yield f"{ours}.{kind}", weights[f"{theirs}.{kind}"]
-
-    for name in names:
-        yield from copy(f"projections.{name}", f"projectors.{name}")
-    for step, name in enumerate(names[1:]):
-        for stack, decoder in (("context_layers", "decoder_1"), ("modality_layers", "decoder_2")):
-            for layer in range(layers):
-                ours = f"blocks.{name}.{stack}.{layer}"
-                theirs = f"fusion_encoders.{step}.{decoder}.layers.{layer}"
-                for own, their in (("self_attn", "self_attn"), ("cross_attn", "multihead_attn")):
-                    matrices, biases = (
-                        rearrange(weights[f"{theirs}.{their}.in_proj_{kind}"], pattern, three=3)
-                        for kind, pattern in IN_PROJ.items()
-                    )
-                    for projection, matrix in zip(("q", "k", "v"), matrices, strict=True):
-                        yield f"{ours}.{own}.{projection}_proj.weight", matrix
-                    yield f"{ours}.{own}.q_proj.bias", biases[0]
-                    yield f"{ours}.{own}.v_proj.bias", biases[2]
-                    yield from copy(f"{ours}.{own}.out_proj", f"{theirs}.{their}.out_proj")
-                yield from copy(f"{ours}.linear1", f"{theirs}.linear1")
-                yield from copy(f"{ours}.linear2", f"{theirs}.linear2")
-                yield from copy(f"{ours}.self_attn_norm", f"{theirs}.norm1")
-                yield from copy(f"{ours}.cross_attn_norm", f"{theirs}.norm2")
-                yield from copy(f"{ours}.feedforward_norm", f"{theirs}.norm3")
-        for kind in ("weight", "bias"):
-            gate, candidate = (
-                weights[f"gfus.{step}.linear_{part}.{kind}"] for part in ("gate", "candidate")
-            )
-            yield f"units.{name}.linear.{kind}", torch.cat((gate, candidate))
-        yield from copy(f"units.{name}.norm", f"gfus.{step}.norm")
+def _attention(key: str, target: str, dim: int) -> Iterator[Weight]:
+    query, key_proj, value = (f"{target}.{of}_proj" for of in "qkv")
+    weights = tuple(f"{part}.weight" for part in (query, key_proj, value))
+    yield Weight(f"{key}.in_proj_weight", (3 * dim, dim), weights)
+    yield Weight(f"{key}.in_proj_bias", (3 * dim,), (f"{query}.bias", "", f"{value}.bias"))
+    yield from linear(f"{key}.out_proj", f"{target}.out_proj", dim, dim)

@@ -1,12 +1,61 @@
-"""Checks of foreign weights, before a module is built from them."""
+"""Foreign weights: checked before a module is built from them, and converted to ours."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
 OWNER = "load_author_checkpoint"
 
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+class Weight(NamedTuple):
+    """One of the authors' weights, and which of ours it becomes.
+
+    Attributes:
+        key: The authors' name.
+        shape: Its shape.
+        targets: Our name for each of as many equal parts of the first axis. Parts of the same name
+            are joined, those of several weights too; a part without a name is left out.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    targets: tuple[str, ...]
+
+
+def linear(key: str, target: str, out: int, into: int) -> Iterator[Weight]:
+    """Yield the weights of a linear layer."""
+    yield Weight(f"{key}.weight", (out, into), (f"{target}.weight",))
+    yield Weight(f"{key}.bias", (out,), (f"{target}.bias",))
+
+
+def norm(key: str, target: str, dim: int) -> Iterator[Weight]:
+    """Yield the weights of a norm."""
+    yield Weight(f"{key}.weight", (dim,), (f"{target}.weight",))
+    yield Weight(f"{key}.bias", (dim,), (f"{target}.bias",))
+
+
+def count_layers(weights: Mapping[str, Tensor], key: str) -> int:
+    """Return how many layers have a weight of this name, which holds ``{}`` for the number."""
+    layers = 1
+    while key.format(layers) in weights:
+        layers += 1
+    return layers
+
+
+def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, Tensor]:
+    """Return our weights by name, of checked ones."""
+    parts: dict[str, list[Tensor]] = {}
+    for key, _, targets in tree:
+        value = weights[key]
+        # A convolution over one step is a linear layer.
+        value = rearrange(value, "dim size 1 -> dim size") if value.ndim == 3 else value
+        split = rearrange(value, "(parts dim) ... -> parts dim ...", parts=len(targets))
+        for target, part in zip(targets, split, strict=True):
+            parts.setdefault(target, []).append(part)
+    return {target: torch.cat(found) for target, found in parts.items() if target}
 
 
 def check_order(order: Sequence[str]) -> list[str]:
@@ -58,18 +107,6 @@ def axis_of(
 def describe(value: object) -> str:
     """Return the shape of a tensor, or the type of anything else, as text."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def linear_shapes(prefix: str, out: int, into: int) -> Shapes:
-    """Names and shapes of a linear layer."""
-    yield f"{prefix}.weight", (out, into)
-    yield f"{prefix}.bias", (out,)
-
-
-def norm_shapes(prefix: str, dim: int) -> Shapes:
-    """Names and shapes of a norm."""
-    yield f"{prefix}.weight", (dim,)
-    yield f"{prefix}.bias", (dim,)
 
 
 def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

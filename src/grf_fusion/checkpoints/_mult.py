@@ -6,11 +6,13 @@ from torch import Tensor
 
 from grf_fusion.baselines._mult import FEWEST_MEMORY_LAYERS, MulT
 from grf_fusion.checkpoints._author_weights import (
-    Shapes,
+    Weight,
     axis_of,
     check_shapes,
-    linear_shapes,
-    norm_shapes,
+    convert,
+    count_layers,
+    linear,
+    norm,
 )
 
 PREFIX = "proj_"
@@ -29,11 +31,9 @@ def load_mult(
         name: axis_of(weights, key, 1, prefix=PREFIX, ndim=3) for name, key in projections.items()
     }
     outputs = axis_of(weights, "out_layer.weight", 0, prefix=PREFIX)
-    first = f"trans_{names[0]}_with_{names[1]}"
-    layers = 1
-    while f"{first}.layers.{layers}.fc1.weight" in weights:
-        layers += 1
-    check_shapes(weights, dict(_expected_shapes(sizes, dim, layers, outputs)))
+    layers = count_layers(weights, f"trans_{names[0]}_with_{names[1]}.layers.{{}}.fc1.weight")
+    tree = list(_tree(sizes, dim, layers, outputs))
+    check_shapes(weights, {key: shape for key, shape, _ in tree})
     like = weights[projections[names[0]]]
     module = MulT(
         sizes,
@@ -45,64 +45,37 @@ def load_mult(
         device=like.device,
         dtype=like.dtype,
     )
-    module.load_state_dict(dict(_convert(weights, names, layers)))
+    module.load_state_dict(convert(weights, tree))
     return module.eval()
 
 
-def _stacks(names: Sequence[str], layers: int) -> Iterator[tuple[str, str, int, int]]:
-    """Our name, theirs, the number of layers and the width in units of ``stack_dim``."""
-    for name in names:
-        for other in names:
-            if other != name:
-                yield f"cross_stacks.{name}.{other}", f"trans_{name}_with_{other}", layers, 1
-        deep = max(layers, FEWEST_MEMORY_LAYERS)
-        yield f"memory_stacks.{name}", f"trans_{name}_mem", deep, len(names) - 1
-
-
-def _expected_shapes(sizes: Mapping[str, int], dim: int, layers: int, outputs: int) -> Shapes:
+def _tree(sizes: Mapping[str, int], dim: int, layers: int, outputs: int) -> Iterator[Weight]:
     for name, size in sizes.items():
-        yield f"{PREFIX}{name}.weight", (dim, size, 1)
-    for _, stack, depth, times in _stacks(list(sizes), layers):
-        width = times * dim
-        for layer in range(depth):
-            prefix = f"{stack}.layers.{layer}"
-            yield f"{prefix}.self_attn.in_proj_weight", (3 * width, width)
-            yield f"{prefix}.self_attn.in_proj_bias", (3 * width,)
-            yield from linear_shapes(f"{prefix}.self_attn.out_proj", width, width)
-            yield from linear_shapes(f"{prefix}.fc1", 4 * width, width)
-            yield from linear_shapes(f"{prefix}.fc2", width, 4 * width)
-            yield from norm_shapes(f"{prefix}.layer_norms.0", width)
-            yield from norm_shapes(f"{prefix}.layer_norms.1", width)
-        yield from norm_shapes(f"{stack}.layer_norm", width)
+        key = f"{PREFIX}{name}.weight"
+        yield Weight(key, (dim, size, 1), (f"projections.{name}.weight",))
+    deep = max(layers, FEWEST_MEMORY_LAYERS)
+    for name in sizes:
+        for other in sizes:
+            if other != name:
+                target = f"cross_stacks.{name}.{other}"
+                yield from _stack(f"trans_{name}_with_{other}", target, dim, layers)
+        width = (len(sizes) - 1) * dim
+        yield from _stack(f"trans_{name}_mem", f"memory_stacks.{name}", width, deep)
     fused = len(sizes) * (len(sizes) - 1) * dim
-    yield from linear_shapes("proj1", fused, fused)
-    yield from linear_shapes("proj2", fused, fused)
-    yield from linear_shapes("out_layer", outputs, fused)
+    yield from linear("proj1", "head_in", fused, fused)
+    yield from linear("proj2", "head_out", fused, fused)
+    yield from linear("out_layer", "out_proj", outputs, fused)
 
 
-def _convert(
-    weights: Mapping[str, Tensor], names: Sequence[str], layers: int
-) -> Iterator[tuple[str, Tensor]]:
-    def copy(ours: str, theirs: str) -> Iterator[tuple[str, Tensor]]:
-        for kind in ("weight", "bias"):
-            yield f"{ours}.{kind}", weights[f"{theirs}.{kind}"]
-
-    for name in names:
-        yield f"projections.{name}.weight", weights[f"{PREFIX}{name}.weight"].squeeze(-1)
-    for stack, their_stack, depth, _ in _stacks(names, layers):
-        for layer in range(depth):
-            ours, theirs = f"{stack}.layers.{layer}", f"{their_stack}.layers.{layer}"
-            for kind in ("weight", "bias"):
-                packed = weights[f"{theirs}.self_attn.in_proj_{kind}"]
-                width = len(packed) // 3
-                yield f"{ours}.q_proj.{kind}", packed[:width]
-                yield f"{ours}.kv_proj.{kind}", packed[width:]
-            yield from copy(f"{ours}.out_proj", f"{theirs}.self_attn.out_proj")
-            yield from copy(f"{ours}.linear1", f"{theirs}.fc1")
-            yield from copy(f"{ours}.linear2", f"{theirs}.fc2")
-            yield from copy(f"{ours}.attention_norm", f"{theirs}.layer_norms.0")
-            yield from copy(f"{ours}.feedforward_norm", f"{theirs}.layer_norms.1")
-        yield from copy(f"{stack}.norm", f"{their_stack}.layer_norm")
-    yield from copy("head_in", "proj1")
-    yield from copy("head_out", "proj2")
-    yield from copy("out_proj", "out_layer")
+def _stack(key: str, target: str, dim: int, layers: int) -> Iterator[Weight]:
+    for number in range(layers):
+        layer, own = f"{key}.layers.{number}", f"{target}.layers.{number}"
+        for kind, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
+            query, both = f"{own}.q_proj.{kind}", f"{own}.kv_proj.{kind}"
+            yield Weight(f"{layer}.self_attn.in_proj_{kind}", shape, (query, both, both))
+        yield from linear(f"{layer}.self_attn.out_proj", f"{own}.out_proj", dim, dim)
+        yield from linear(f"{layer}.fc1", f"{own}.linear1", 4 * dim, dim)
+        yield from linear(f"{layer}.fc2", f"{own}.linear2", dim, 4 * dim)
+        yield from norm(f"{layer}.layer_norms.0", f"{own}.attention_norm", dim)
+        yield from norm(f"{layer}.layer_norms.1", f"{own}.feedforward_norm", dim)
+    yield from norm(f"{key}.layer_norm", f"{target}.norm", dim)

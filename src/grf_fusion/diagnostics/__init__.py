@@ -2,8 +2,8 @@
 
 From a `FusionTrace` (``return_trace=True``): `retention`, `gate_statistics`, `gate_warnings`. From
 a fusion and a batch: `leave_one_out`, `shapley_values`, `gradient_share`, `missing_curve` (these
-also for the fusions of `grf_fusion.baselines`), `order_sensitivity` and `attention_maps`.
-`grf_fusion.viz` draws the results.
+also for the fusions of `grf_fusion.baselines`), `order_sensitivity` and `attention_maps`. Before
+training: `summary`. `grf_fusion.viz` draws the results, except those of `summary`.
 """
 
 from grf_fusion.diagnostics._attention_maps import attention_maps
@@ -19,6 +19,7 @@ from grf_fusion.diagnostics._gradient_share import GradientShare, gradient_share
 from grf_fusion.diagnostics._missing_curve import MissingCurve, missing_curve
 from grf_fusion.diagnostics._order_sensitivity import OrderSensitivity, order_sensitivity
 from grf_fusion.diagnostics._retention import Retention, retention
+from grf_fusion.diagnostics._summary import Summary, summary
 
 __all__ = [
     "GateStatistics",
@@ -29,6 +30,7 @@ __all__ = [
     "OrderSensitivity",
     "Retention",
     "ShapleyValues",
+    "Summary",
     "attention_maps",
     "gate_statistics",
     "gate_warnings",
@@ -38,4 +40,5 @@ __all__ = [
     "order_sensitivity",
     "retention",
     "shapley_values",
+    "summary",
 ]

@@ -56,7 +56,9 @@ def attention_maps(
             weights, or if the fusion rejects the call.
 
     Examples:
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion(
+        ...     {"text": 6, "audio": 5}, embed_dim=8, num_heads=2, form="residual"
+        ... )
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> maps = attention_maps(fusion, features)
         >>> maps["audio"].context_cross.shape
@@ -66,6 +68,11 @@ def attention_maps(
         raise ShapeError(
             f"{OWNER}: expected `fusion` to be a GatedRecurrentFusion, "
             f"got {type(fusion).__name__}. Give the fusion inside the model, not compiled."
+        )
+    if fusion.form == "summary":
+        raise ShapeError(
+            f"{OWNER}: expected `fusion` with a block, got form='summary', which has no attention. "
+            "Write form='residual' or form='paper'."
         )
     caught: list[AttentionWeights | None] = []
     with ExitStack() as hooks, evaluating(fusion), torch.no_grad():

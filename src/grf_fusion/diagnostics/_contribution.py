@@ -171,8 +171,8 @@ def shapley_values(
     call = check_call(owner, fusion, features, masks, present)
     count = len(call.names)
     if permutations is None and count <= MOST_EXACT:
-        numbers = torch.arange(2**count).unsqueeze(1)
-        coalitions = (numbers >> torch.arange(count)) % 2 == 1
+        numbers = torch.arange(2**count, device="cpu").unsqueeze(1)
+        coalitions = (numbers >> torch.arange(count, device="cpu")) % 2 == 1
         scores = _scores(owner, call, coalitions, value, rows)
         values, error = _divide(scores, count), torch.zeros_like(call.here, dtype=scores.dtype)
         empty, full = scores[0], scores[-1]
@@ -224,8 +224,8 @@ def _chains(orders: Tensor) -> Tensor:
     """Return the empty set, the full set, and the proper prefixes of each order."""
     count = orders.shape[1]
     place = orders.argsort(dim=1).unsqueeze(1)
-    before = place < torch.arange(1, count).unsqueeze(1)
-    ends = torch.tensor([[False], [True]]).expand(2, count)
+    before = place < torch.arange(1, count, device=orders.device).unsqueeze(1)
+    ends = torch.tensor([[False], [True]], device=orders.device).expand(2, count)
     return torch.cat((ends, before.flatten(0, 1)))
 
 

@@ -96,7 +96,7 @@ def order_sensitivity(
     if orders is not None:
         expect_size(OWNER, "orders", orders)
     call = check_call(OWNER, fusion, features, masks, present)
-    fixed = 1 if fusion.blocks is not None and fusion.opening == "first" else 0
+    fixed = 1 if fusion.units is not None and fusion.opening == "first" else 0
     head, free = call.names[:fixed], call.names[fixed:]
     count = math.factorial(len(free))
     if orders is None:

@@ -1,0 +1,157 @@
+"""Options of the chain: which form of the recurrence, and what the form decides."""
+
+import dataclasses
+from typing import Literal, cast
+
+from grf_fusion._checks.arguments import (
+    expect_choice,
+    expect_flag,
+    expect_probability,
+    expect_size,
+)
+from grf_fusion._layers.block import check_block_options
+from grf_fusion._layers.decoder import ACTIVATIONS
+from grf_fusion._layers.gate import check_unit_options
+
+OWNER = "GatedRecurrentFusion"
+Form = Literal["summary", "residual", "paper"]
+Mode = Literal["pooled", "first_sequence", "sequence"]
+FORMS = ("summary", "residual", "paper")
+MODES = ("pooled", "first_sequence", "sequence")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """Options of `GatedRecurrentFusion` as the caller gave them; ``None`` where the form decides.
+
+    They are described there. The order of the fields is that of ``repr`` and ``config``.
+    """
+
+    form: Form | None
+    embed_dim: int
+    num_heads: int | None
+    num_layers: int
+    dim_feedforward: int | None
+    dropout: float
+    activation: Literal["gelu", "relu"]
+    norm_first: bool | None
+    self_attention: bool | Literal["linear"] | None
+    symmetric: bool
+    packing: bool | Literal["auto"]
+    checkpoint: bool
+    context: Mode
+    opening: Literal["first", "learned"] | None
+    gate_bias: float | Literal["chrono"] | None
+    share_weights: bool
+
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(ChainOptions))
+# Options of the block that the summary form has not, and what they are where nobody gives them.
+OF_THE_BLOCK: dict[str, object] = {
+    "dim_feedforward": None,
+    "norm_first": None,
+    "self_attention": None,
+    "symmetric": True,
+    "packing": "auto",
+    "checkpoint": False,
+}
+
+
+def settle(given: ChainOptions, *, own_block: bool, own_unit: bool) -> ChainOptions:
+    """Check all options, and decide those that the form decides.
+
+    Args:
+        given: The options.
+        own_block: Whether the caller makes the block.
+        own_unit: Whether the caller makes the unit.
+
+    Returns:
+        The options, none of which is left to the form.
+
+    Raises:
+        ValueError: If one is unusable or two exclude each other.
+    """
+    expect_size(OWNER, "embed_dim", given.embed_dim)
+    expect_probability(OWNER, "dropout", given.dropout)
+    given = _settle_form(given)
+    expect_flag(OWNER, "share_weights", given.share_weights)
+    if given.form == "summary":
+        _check_summary(given, own_block=own_block)
+    else:
+        given = _settle_block(given, own_block=own_block)
+    if not own_unit and not isinstance(given.gate_bias, str):
+        bias = cast(float, given.gate_bias)
+        check_unit_options(given.embed_dim, dropout=given.dropout, gate_bias=bias)
+    return given
+
+
+def _settle_form(given: ChainOptions) -> ChainOptions:
+    form, context, opening, bias = given.form, given.context, given.opening, given.gate_bias
+    expect_choice(OWNER, "context", context, MODES)
+    if form is None:
+        form = "summary" if context == "pooled" else "residual"
+    expect_choice(OWNER, "form", form, FORMS)
+    if form == "summary" and context != "pooled":
+        raise ValueError(
+            f"{OWNER}: expected `context='pooled'` with form='summary', got {context!r}. "
+            "Write form='residual' or form='paper' for a context that is a sequence."
+        )
+    if opening is None:
+        opening = "learned" if form != "paper" and context == "pooled" else "first"
+    expect_choice(OWNER, "opening", opening, ("first", "learned"))
+    if opening == "learned" and context != "pooled":
+        raise ValueError(
+            f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
+            "A learnt opening is one vector: use context='pooled'."
+        )
+    if bias is None:
+        bias = 0.0 if form == "paper" else "chrono"
+    if isinstance(bias, str):
+        expect_choice(OWNER, "gate_bias", bias, ("chrono",), also="a number")
+    return dataclasses.replace(given, form=form, opening=opening, gate_bias=bias)
+
+
+def _check_summary(given: ChainOptions, *, own_block: bool) -> None:
+    expect_size(OWNER, "num_layers", given.num_layers)
+    expect_choice(OWNER, "activation", given.activation, ACTIVATIONS)
+    if given.num_heads is not None:
+        expect_size(OWNER, "num_heads", given.num_heads)
+    found = {name: getattr(given, name) for name in OF_THE_BLOCK}
+    # Compared with their types: an array would not say whether it is equal to a word.
+    wrong = [
+        f"{name}={value!r}"
+        for name, value in found.items()
+        if type(value) is not type(OF_THE_BLOCK[name]) or value != OF_THE_BLOCK[name]
+    ]
+    wrong += ["a factory of `block`"] if own_block else []
+    if wrong:
+        raise ValueError(
+            f"{OWNER}: expected no option of the block with form='summary', which has no block, "
+            f"got {', '.join(wrong)}. Write form='residual' or form='paper' for a block."
+        )
+
+
+def _settle_block(given: ChainOptions, *, own_block: bool) -> ChainOptions:
+    residual = given.form == "residual"
+    norm_first = residual if given.norm_first is None else given.norm_first
+    attention = not residual if given.self_attention is None else given.self_attention
+    if given.num_heads is None and not own_block:
+        raise ValueError(
+            f"{OWNER}: expected `num_heads` with form={given.form!r}, got None. "
+            "Give a number of attention heads that divides `embed_dim`."
+        )
+    if not own_block:
+        check_block_options(
+            given.embed_dim,
+            num_heads=cast(int, given.num_heads),
+            num_layers=given.num_layers,
+            dim_feedforward=given.dim_feedforward,
+            dropout=given.dropout,
+            activation=given.activation,
+            norm_first=norm_first,
+            self_attention=attention,
+            symmetric=given.symmetric,
+            packing=given.packing,
+            checkpoint=given.checkpoint,
+        )
+    return dataclasses.replace(given, norm_first=norm_first, self_attention=attention)

@@ -1,0 +1,229 @@
+"""Real steps as rows without any padding, laid out without waiting for the device.
+
+The layout for a GPU: every product, norm and activation runs on the real steps alone, and
+attention with many queries runs on sequences of unequal lengths where PyTorch has a kernel for it.
+The numbers of rows come from the host, see `mask_from_lengths`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import override
+
+from grf_fusion._checks.tracing import Formula, is_transformed
+from grf_fusion._inputs.lengths import known_lengths
+from grf_fusion._inputs.masks import unmask_empty
+
+# Packing launches some twenty kernels more; it pays once the steps left out hold so many numbers.
+WORTH_LAUNCHES = 2**20
+# Of `torch.nn.attention.varlen`.
+KERNEL_TYPES = (torch.float16, torch.bfloat16)
+WIDEST_HEAD = 256
+
+
+class Rows(NamedTuple):
+    """Real steps as rows ``(rows, dim)``, sample after sample, at least one row each.
+
+    Attributes:
+        place: ``(rows,)``: where each row stands in ``(batch time)``.
+        sample: ``(rows,)``: the sample of each row.
+        offsets: ``(batch + 1,)`` int32: the first row of each sample, and the number of rows.
+        longest: Most rows of a sample.
+        mask: ``(batch, time)`` bool: real steps, ``None`` where every row is one, and each sample
+            has some.
+        shape: ``(batch, time)``.
+    """
+
+    place: Tensor
+    sample: Tensor
+    offsets: Tensor
+    longest: int
+    mask: Tensor | None
+    shape: tuple[int, int]
+    one_step: bool = False
+
+    def pack(self, steps: Tensor) -> Tensor:
+        """Return the rows."""
+        steps = steps.flatten(0, 1)
+        # The gradient of `index_select` adds row after row, although no two meet.
+        return steps.index_select(0, self.place) if is_transformed() else _pack(steps, self.place)
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Return ``(batch, time, dim)`` with 0 in padding."""
+        batch, time = self.shape
+        if self.mask is not None:
+            real = self.mask.flatten().index_select(0, self.place)
+            rows = rows.masked_fill(~real.reshape(-1, *[1] * (rows.ndim - 1)), 0.0)
+        return _scatter(rows, self.place, batch * time).reshape(batch, time, *rows.shape[1:])
+
+    def spread(self, values: Tensor, _rows: Tensor) -> Tensor:
+        """Give each row the value of its sample, ``(batch, 1, ...)``."""
+        if is_transformed():
+            return values.squeeze(1).index_select(0, self.sample)
+        batch, time = self.shape
+        return _Spread.call(values, self.sample, self.place, batch, time)
+
+
+class _Pack(Formula):
+    @override
+    @staticmethod
+    def forward(ctx: Any, steps: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.size = len(steps)
+        return steps.index_select(0, place)
+
+    @override
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        return _scatter(gradients[0], place, ctx.size), None
+
+
+_pack = _Pack.call
+
+
+class _Spread(Formula):
+    """Values of samples to rows; the gradient sums padded steps, whose order never changes."""
+
+    @override
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, sample: Tensor, place: Tensor, batch: int, time: int
+    ) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.shape = batch, time
+        return values.squeeze(1).index_select(0, sample)
+
+    @override
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        batch, time = ctx.shape
+        gradient = gradients[0]
+        steps = _scatter(gradient, place, batch * time)
+        steps = steps.reshape(batch, time, *gradient.shape[1:])
+        return steps.sum(dim=1, keepdim=True), None, None, None, None
+
+
+def _scatter(rows: Tensor, place: Tensor, size: int) -> Tensor:
+    steps = rows.new_zeros(size, *rows.shape[1:])
+    return steps.index_copy_(0, place, rows)
+
+
+def attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, queries: Rows, keys: Rows, *, dropout: float
+) -> Tensor:
+    """Let every query read the real keys of its sample; over nothing, it reads 0.
+
+    Args:
+        q: Queries, ``(rows, heads, head_dim)``.
+        k: Keys, ``(other rows, heads, head_dim)``.
+        v: Values, likewise.
+        queries: Layout of the queries.
+        keys: Layout of keys and values.
+        dropout: Probability of dropping a weight.
+
+    Returns:
+        What was read, of the shape of ``q``.
+    """
+    kernel = varlen_kernel(q, dropout)
+    if kernel is None:
+        padded = queries.unpack(q), keys.unpack(k), keys.unpack(v)
+        read = queries.pack(_attend_padded(*padded, keys, dropout))
+    else:
+        offsets, longest = (queries.offsets, keys.offsets), (queries.longest, keys.longest)
+        read = kernel(q, k, v, *offsets, *longest)
+    if keys.mask is None:
+        return read
+    empty = ~keys.mask.any(dim=1)
+    return read.masked_fill(empty.index_select(0, queries.sample)[:, None, None], 0.0)
+
+
+def _attend_padded(q: Tensor, k: Tensor, v: Tensor, keys: Rows, dropout: float) -> Tensor:
+    batch, time = keys.shape
+    mask = keys.mask
+    if mask is None:
+        mask = torch.zeros(batch * time, dtype=torch.bool, device=k.device)
+        mask = mask.index_fill_(0, keys.place, True).view(batch, time)  # noqa: FBT003
+    allowed = unmask_empty(mask)[:, None, None, :]
+    q, k, v = (steps.transpose(1, 2) for steps in (q, k, v))
+    read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    return read.transpose(1, 2)
+
+
+def varlen_kernel(q: Tensor, dropout: float) -> Callable[..., Tensor] | None:
+    """Return PyTorch's attention over sequences of unequal lengths, where it can compute this."""
+    if dropout > 0.0 or q.device.type != "cuda" or q.dtype not in KERNEL_TYPES:
+        return None
+    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST_HEAD
+    if not fits or is_transformed() or not torch.backends.cuda.flash_sdp_enabled():
+        return None
+    return _varlen() if torch.cuda.get_device_capability(q.device) >= (8, 0) else None
+
+
+@functools.cache
+def _varlen() -> Callable[..., Tensor] | None:
+    try:
+        # Newer than the oldest PyTorch that this library runs with.
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
+    except ImportError:
+        return None
+    return cast("Callable[..., Tensor]", varlen_attn)
+
+
+def lay_out_rows(steps: Tensor, mask: Tensor | None) -> Rows:
+    """Lay out a sequence ``(batch, time, dim)``; waits for the device if its mask is not known."""
+    batch, time, _ = steps.shape
+    device = steps.device
+    known = None if mask is None else known_lengths(mask)
+    order: Tensor | None = None
+    if mask is None:
+        lengths, host, exact = torch.full((batch,), time, device=device), (time,) * batch, True
+    elif known is not None:
+        host, lengths, exact = known
+    else:
+        lengths, exact = mask.sum(dim=1), True
+        host = tuple(cast("list[int]", lengths.tolist()))  # pyright: ignore[reportUnknownMemberType]
+        # Real steps first, in their order.
+        order = mask.sort(dim=1, descending=True, stable=True).indices
+    rows = [max(1, length) for length in host]
+    sizes = lengths.clamp(min=1)
+    # With the number of rows at hand it does not wait for the device.
+    sample = torch.repeat_interleave(sizes, output_size=sum(rows))
+    ends = sizes.cumsum(0)
+    step = torch.arange(len(sample), device=device) - (ends - sizes).index_select(0, sample)
+    if order is not None:
+        step = order[sample, step]
+    return Rows(
+        place=sample * time + step,
+        sample=sample,
+        offsets=F.pad(ends, (1, 0)).to(torch.int32),
+        longest=max(rows, default=1),
+        mask=None if exact and 0 not in host else mask,
+        shape=(batch, time),
+    )
+
+
+def worth_rows(masks: Sequence[Tensor], width: int, *, share: float) -> bool:
+    """Whether the host knows all lengths, and that enough is padding.
+
+    Args:
+        masks: Masks ``(batch, time)`` on a device that must not be waited for.
+        width: Numbers that a step holds.
+        share: Share of the steps that has to be padding at least.
+
+    Returns:
+        Whether to lay out rows.
+    """
+    known = [known_lengths(mask) for mask in masks]
+    real = 0
+    for lengths in known:
+        if lengths is None:
+            return False
+        real += sum(lengths.host)
+    steps = sum(mask.numel() for mask in masks)
+    return real < (1 - share) * steps and (steps - real) * width >= WORTH_LAUNCHES

@@ -1,0 +1,65 @@
+"""What `collate` returns: one batch, and the two ways in which data loaders move it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """A batch of samples, some of which lack modalities, as `collate` returns it.
+
+    Every batch has the same structure: each declared modality has features and a mask, even if no
+    sample has the modality. It goes into every fusion of this library as
+    ``fusion(batch.features, masks=batch.masks, present=batch.present)``.
+
+    Attributes:
+        features: ``(batch, time_k, d_k)`` by modality, in declared order; 0 where padded.
+        masks: ``(batch, time_k)`` bool by modality, ``True`` = a real step.
+        present: ``(batch, modalities)`` bool, columns in declared order.
+        extras: Other keys of the samples: tensors ``(batch, ...)``, or lists of strings.
+    """
+
+    features: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    present: Tensor
+    extras: dict[str, Any]
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Batch":
+        """Move every tensor to a device.
+
+        Args:
+            device: The device.
+            non_blocking: Whether copies from pinned memory may run while the host goes on.
+
+        Returns:
+            A new batch; tensors that are on the device already are shared.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Copy every tensor to page-locked memory, from which a GPU copies without the host.
+
+        ``DataLoader(pin_memory=True)`` does the same.
+
+        Returns:
+            A new batch.
+        """
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            {name: function(tensor) for name, tensor in self.features.items()},
+            {name: function(tensor) for name, tensor in self.masks.items()},
+            function(self.present),
+            {
+                key: function(value) if isinstance(value, Tensor) else value
+                for key, value in self.extras.items()
+            },
+        )
+
+
+# Pickled under the name that users know; `torch.load` otherwise refuses it by default.
+Batch.__module__ = "grf_fusion"
+torch.serialization.add_safe_globals([Batch])  # pyright: ignore[reportUnknownMemberType]

@@ -1,0 +1,153 @@
+"""From a list of samples with holes to one padded batch with masks and presence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from grf_fusion._checks.arguments import expect_choice, expect_flag
+from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._inputs.batch import Batch
+from grf_fusion._inputs.samples import (
+    OWNER,
+    Lengths,
+    as_row,
+    check_extras,
+    check_samples,
+    check_types,
+    fit,
+    per_modality,
+    refuse_nan,
+    stack,
+)
+
+
+def collate(
+    samples: Sequence[Mapping[str, Any]],
+    modalities: Modalities,
+    *,
+    extras: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    max_length: Lengths = None,
+    too_long: Literal["error", "cut"] = "error",
+    pad_to_multiple_of: Lengths = None,
+    check_finite: bool = False,
+) -> Batch:
+    """Pad and stack samples that may lack modalities.
+
+    A sample maps names to sequences ``(time, width)`` or single vectors ``(width,)``, which count
+    as one step. It lacks a modality whose name is missing, whose value is ``None``, or which has
+    no steps. As ``collate_fn`` of a data loader write
+    ``functools.partial(collate, modalities=widths, extras=["label"])``, which worker processes can
+    be sent.
+
+    A modality that no sample of the batch has becomes one masked step (more with
+    ``pad_to_multiple_of``) instead of being left out. All batches then have the same structure,
+    which is what one compiled graph and processes that train together need.
+
+    Tensors and arrays are copied once, into the padded batch. A batch of one sample that needs no
+    padding shares its memory with the sample.
+
+    Args:
+        samples: Tensors, NumPy arrays or ``None`` by name, one mapping per sample.
+        modalities: Name and feature width of each modality, as the fusion was given them; or
+            ``fusion.modalities``.
+        extras: Other keys that every sample has, such as labels. Tensors, arrays and numbers are
+            stacked; strings are listed.
+        dtype: Type to convert the features to, integers included; ``None`` to keep the type of
+            the samples, which then has to be a floating-point type.
+        max_length: Longest sequence, one number or one per modality; ``None`` for any.
+        too_long: What happens to longer ones: ``"error"``, or ``"cut"``, which drops the last
+            steps and warns once per modality and process.
+        pad_to_multiple_of: Round the padded length up to a multiple of this number, one number or
+            one per modality; ``None`` for no rounding. Fewer different shapes mean fewer
+            recompilations.
+        check_finite: Whether to refuse NaN and infinity in the features.
+
+    Returns:
+        The batch, on the device of the samples.
+
+    Shape:
+        - features: ``(batch, time_k, d_k)`` each
+        - masks: ``(batch, time_k)`` each
+        - present: ``(batch, modalities)``
+
+    Raises:
+        ShapeError: If a sample does not fit; the message names the sample and the modality.
+        ValueError: If ``modalities`` or an option is unusable.
+
+    Examples:
+        >>> samples = [
+        ...     {"text": torch.randn(7, 6), "audio": torch.randn(11, 5), "label": 2},
+        ...     {"text": torch.randn(3, 6), "label": 0},
+        ... ]
+        >>> batch = collate(samples, {"text": 6, "audio": 5}, extras=["label"])
+        >>> batch.features["text"].shape, batch.masks["text"].sum(dim=1)
+        (torch.Size([2, 7, 6]), tensor([7, 3]))
+        >>> batch.present
+        tensor([[ True,  True],
+                [ True, False]])
+        >>> batch.extras["label"]
+        tensor([2, 0])
+    """
+    declared = check_modalities(OWNER, modalities)
+    longest = per_modality("max_length", max_length, declared)
+    multiples = per_modality("pad_to_multiple_of", pad_to_multiple_of, declared)
+    expect_choice(OWNER, "too_long", too_long, ("error", "cut"))
+    expect_flag(OWNER, "check_finite", check_finite)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            f"{OWNER}: expected `dtype` to be a floating-point torch.dtype, got {dtype!r}."
+        )
+    keys = check_extras(extras, declared)
+    check_samples(samples, declared, keys)
+    rows: dict[str, list[Tensor | None]] = {}
+    like: Tensor | None = None
+    for name, dim in declared.items():
+        given = [as_row(sample.get(name), n, name, dim) for n, sample in enumerate(samples)]
+        if name in longest:
+            given = fit(given, name, longest[name], cut=too_long == "cut")
+        like = check_types(given, name, dtype, like)
+        if check_finite:
+            refuse_nan(given, name)
+        rows[name] = given
+    stacked = {key: stack(key, [sample[key] for sample in samples]) for key in keys}
+    if like is None:
+        like = torch.empty(0)
+    kind = like.dtype if dtype is None else dtype
+    counts = [[0 if row is None else row.shape[0] for row in given] for given in rows.values()]
+    lengths = torch.tensor(counts, device=like.device).unsqueeze(2)
+    features: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}
+    for (name, given), count, length in zip(rows.items(), counts, lengths, strict=True):
+        time = _round_up(max(1, *count), multiples.get(name, 1))
+        if any(count):
+            features[name] = _pad(given, time, dtype, full=min(count) == time)
+        else:
+            shape = (len(given), time, declared[name])
+            features[name] = torch.zeros(shape, dtype=kind, device=like.device)
+        masks[name] = torch.arange(time, device=like.device) < length
+    present = (lengths.squeeze(2) > 0).T.contiguous()
+    return Batch(features, masks, present, stacked)
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _pad(
+    rows: Sequence[Tensor | None], time: int, dtype: torch.dtype | None, *, full: bool
+) -> Tensor:
+    """Return ``(batch, time, dim)`` with zeros behind each row; some row is there."""
+    first = next(row for row in rows if row is not None)
+    empty = first.new_empty(0, first.shape[1])
+    there = [empty if row is None else row for row in rows]
+    if dtype is not None:
+        there = [row.to(dtype) for row in there]
+    if not full:
+        # One row more, whose zeros take no memory, brings the others to their common length.
+        longest = there[0].new_zeros(1, 1).expand(time, first.shape[1])
+        return pad_sequence([*there, longest], batch_first=True)[:-1]
+    return there[0].unsqueeze(0) if len(there) == 1 else torch.stack(there)

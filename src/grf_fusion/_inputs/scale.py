@@ -1,0 +1,59 @@
+"""One scale per modality, so that the units of its features do not matter."""
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._checks.tracing import is_transformed
+from grf_fusion._inputs.masks import can_read
+
+
+class FeatureScale(nn.Module):
+    """Divide the features of a modality by their root mean square, measured once.
+
+    The first training batch that has the modality sets the scale, over all real steps and features
+    of the batch; later batches and evaluation use the same number. So features that are a hundred
+    times larger give the same result, and the relative size of single steps is kept, which a norm
+    per step would remove. Before the first training batch the features pass unchanged.
+
+    The scale is one number that is set once, and not a running average: a training step that is
+    recomputed for the gradient gives the same numbers.
+    """
+
+    rms: Tensor
+
+    def __init__(self, *, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        # 0 until it is measured.
+        self.register_buffer("rms", torch.zeros((), device=device, dtype=dtype))
+
+    @override
+    def forward(self, features: Tensor, real: Tensor | None) -> Tensor:
+        """Return the scaled features.
+
+        Shape:
+            - features: ``(batch, time, d_k)``, 0 where ``real`` is False
+            - real: ``(batch, time)`` bool, ``None`` for all
+            - output: as ``features``
+        """
+        rms = self._measured(features.detach(), real) if self.training else self.rms
+        return features / torch.where(rms == 0, torch.ones_like(rms), rms)
+
+    @torch.no_grad()
+    def _measured(self, features: Tensor, real: Tensor | None) -> Tensor:
+        # Reading the number is free on the CPU only; elsewhere it is measured again and ignored.
+        if self._is_known() or is_transformed():
+            return self.rms
+        wide = torch.promote_types(features.dtype, torch.float32)
+        mean = features.to(wide).square().mean()
+        if real is not None:
+            # Padding is 0 and counts in neither.
+            mean = mean * real.numel() / real.sum().clamp(min=1)
+        found = mean.sqrt().to(self.rms.dtype)
+        usable = (self.rms == 0) & found.isfinite()
+        rms = torch.where(usable, found, self.rms)
+        self.rms.copy_(rms)
+        return rms
+
+    def _is_known(self) -> bool:
+        return can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)

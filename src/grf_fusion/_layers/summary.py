@@ -1,0 +1,61 @@
+"""A modality as one vector: a small network per step, then the mean and the maximum over steps."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._inputs.masks import masked_max, masked_mean
+from grf_fusion._layers.decoder import ACTIVATIONS
+
+
+class ModalitySummary(nn.Module):
+    r"""Summarise the projected steps of one modality.
+
+        e_t = act(W_l act(... act(x_t)) + b_l)              a network per step, num_layers deep
+        u   = LN([mean_t e_t; max_t e_t] W + b)             over the real steps
+
+    with dropout on the mean and the maximum.
+    """
+
+    hidden: nn.ModuleList
+    output: nn.Linear
+    norm: nn.LayerNorm
+    dropout: nn.Dropout
+    activation: Literal["gelu", "relu"]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        num_layers: int,
+        dropout: float,
+        activation: Literal["gelu", "relu"],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.hidden = nn.ModuleList(
+            nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype) for _ in range(num_layers)
+        )
+        self.output = nn.Linear(2 * embed_dim, embed_dim, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        self.dropout = nn.Dropout(dropout)
+
+    @override
+    def forward(self, steps: Tensor, mask: Tensor | None) -> Tensor:
+        """Return one vector per sample.
+
+        Shape:
+            - steps: ``(batch, time, dim)``, projected, with positions
+            - mask: ``(batch, time)`` bool with at least one real step per sample, ``None`` for all
+            - output: ``(batch, dim)``
+        """
+        act = ACTIVATIONS[self.activation]
+        for linear in self.hidden:
+            steps = linear(act(steps))
+        steps = act(steps)
+        both = torch.cat((masked_mean(steps, mask), masked_max(steps, mask)), dim=-1)
+        return self.norm(self.output(self.dropout(both)))

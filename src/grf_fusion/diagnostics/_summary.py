@@ -1,0 +1,193 @@
+"""What a fusion is given, before it is trained: sizes, padding, presence, cost, and hints."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
+
+from grf_fusion._checks.options import check_modalities
+from grf_fusion.diagnostics._calls import Call, check_call, evaluating
+from grf_fusion.diagnostics._hints import hints_of
+
+OWNER = "summary"
+HEADER = ("modality", "width", "present", "real steps", "padded", "parameters", "operations")
+
+
+class Summary(NamedTuple):
+    """A batch and a fusion in numbers; ``print`` shows it as a table with hints below.
+
+    Attributes:
+        fusion: Class of the fusion.
+        samples: Number of samples.
+        modalities: Names in declared order, which is the order of all tuples.
+        widths: Feature width of each.
+        present: How many samples have it.
+        real_steps: Its real steps in the samples that have it.
+        steps: All of its steps in the batch; 0 if it was left out.
+        parameters: Parameters of its own, such as its projection.
+        shared_parameters: The other parameters of the fusion.
+        operations: Floating-point operations that the batch costs more with it than without it:
+            two per multiply-add, every step computed, padded ones included.
+        total_operations: Those of the whole batch.
+        hints: What looks wrong, in full sentences.
+    """
+
+    fusion: str
+    samples: int
+    modalities: tuple[str, ...]
+    widths: tuple[int, ...]
+    present: tuple[int, ...]
+    real_steps: tuple[int, ...]
+    steps: tuple[int, ...]
+    parameters: tuple[int, ...]
+    shared_parameters: int
+    operations: tuple[int, ...]
+    total_operations: int
+    hints: tuple[str, ...]
+
+    @override
+    def __str__(self) -> str:
+        """Write the table."""
+        total = sum(self.parameters) + self.shared_parameters
+        rows: list[tuple[str, ...]] = [HEADER]
+        for name, width, present, real, steps, own, cost in zip(
+            self.modalities,
+            self.widths,
+            self.present,
+            self.real_steps,
+            self.steps,
+            self.parameters,
+            self.operations,
+            strict=True,
+        ):
+            rows.append(
+                (
+                    name,
+                    str(width),
+                    f"{present} of {self.samples}",
+                    f"{real} of {steps}",
+                    _share(steps - real, steps),
+                    f"{own:,} ({_share(own, total)})",
+                    f"{cost:,} ({_share(cost, self.total_operations)})",
+                )
+            )
+        widest = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        title = (
+            f"{self.fusion}: {self.samples} samples, {total:,} parameters, of which "
+            f"{self.shared_parameters:,} are shared, {self.total_operations:,} operations"
+        )
+        lines = [title]
+        for row in rows:
+            cells = [
+                cell.rjust(size) if number else cell.ljust(size)
+                for number, (cell, size) in enumerate(zip(row, widest, strict=True))
+            ]
+            lines.append("  ".join(cells))
+        return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
+
+
+def summary(
+    fusion: nn.Module,
+    features: Mapping[str, Tensor | None],
+    *,
+    masks: Mapping[str, Tensor | None] | None = None,
+    present: Tensor | None = None,
+) -> Summary:
+    """Describe a fusion and a batch, so that a wrong mask is seen before training.
+
+    Hints are given for a mask that looks inverted or left-padded, for zeros that count as real
+    steps, for NaN or infinity in real steps, and for a modality that no sample has. They are
+    guesses: a batch may well be as it is. Values are read, which waits for the device.
+
+    Operations are counted on PyTorch's meta device, which computes nothing. The fusion is left
+    as it was.
+
+    Args:
+        fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
+        features: Features by modality, as the fusion takes them.
+        masks: Real steps by modality, as the fusion takes them.
+        present: Which sample has which modality, as the fusion takes it.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ShapeError: If ``fusion`` is no fusion or refuses the call.
+
+    Examples:
+        >>> from grf_fusion import GatedRecurrentFusion
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
+        >>> mask = torch.arange(7) < torch.tensor([[7], [2], [3], [1]])
+        >>> found = summary(fusion, features, masks={"text": mask})
+        >>> found.real_steps, found.steps, found.hints
+        ((13, 44), (28, 44), ())
+        >>> print(summary(fusion, features, masks={"text": ~mask}).hints[0])
+        Mask of 'text': steps are masked before the first real one in 3 samples. If they are ...
+    """
+    call = check_call(OWNER, fusion, features, masks, present)
+    declared = check_modalities(OWNER, call.fusion.modalities)
+    own = _own_parameters(fusion, call.names)
+    everything = sum(parameter.numel() for parameter in fusion.parameters())
+    given = [name for name in call.names if features.get(name) is not None]
+    total = _operations(call, given)
+    costs = {name: total - _operations(call, [n for n in given if n != name]) for name in given}
+    real: list[int] = []
+    steps: list[int] = []
+    for column, name in enumerate(call.names):
+        x = features.get(name)
+        here = call.here[:, column]
+        mask = call.masks.get(name)
+        steps.append(0 if x is None else x.shape[0] * x.shape[1])
+        if mask is not None:
+            real.append(int((mask.bool() & here.unsqueeze(1)).sum()))
+        else:
+            real.append(0 if x is None else x.shape[1] * int(here.sum()))
+    return Summary(
+        type(fusion).__name__,
+        len(call.here),
+        call.names,
+        tuple(declared.values()),
+        tuple(int(column.sum()) for column in call.here.unbind(1)),
+        tuple(real),
+        tuple(steps),
+        tuple(own[name] for name in call.names),
+        everything - sum(own.values()),
+        tuple(costs.get(name, 0) for name in call.names),
+        total,
+        hints_of(call),
+    )
+
+
+def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]:
+    """Count the parameters in dictionaries by modality; the outermost one decides."""
+    counts = dict.fromkeys(names, 0)
+    seen: set[int] = set()
+    for module in fusion.modules():
+        if not isinstance(module, nn.ModuleDict) or not set(module) <= set(names):
+            continue
+        for name, part in module.items():
+            for parameter in part.parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    counts[name] += parameter.numel()
+    return counts
+
+
+def _operations(call: Call, names: Collection[str]) -> int:
+    """Count what the batch costs with some of its modalities; nothing costs nothing."""
+    if not names:
+        return 0
+    features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n in names}
+    weights = {name: x.to("meta") for name, x in call.fusion.state_dict().items()}
+    # Without masks, so that no step is left out, whatever the values.
+    with evaluating(call.fusion), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(call.fusion, weights, (features,))
+    return counter.get_total_flops()
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"

@@ -1,0 +1,422 @@
+"""Rows, the layout for a GPU: the same outputs and gradients as padded, and no wait for the device.
+
+On the CPU the layout is forced, and attention over sequences of unequal lengths, of which PyTorch
+has no kernel there, is a slow one; with --device cuda it is PyTorch's where the dtype has it.
+"""
+
+import copy
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from grf_fusion import GatedRecurrentFusion, SymmetricCrossAttentionBlock, mask_from_lengths
+from grf_fusion._cpu import layout as _layout
+from grf_fusion._cpu import rows as _rows
+from grf_fusion._inputs.lengths import known_lengths
+from grf_fusion._layers import block as _block
+from properties import assert_close
+from strategies import examples
+
+DIM, HEADS = 12, 3
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"norm_first": True, "self_attention": False},
+    {"self_attention": "linear"},
+    {"symmetric": False},
+    {"checkpoint": True},
+]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@contextmanager
+def rows_everywhere(kernel: Callable[..., Tensor] | None = None) -> Iterator[list[_rows.Rows]]:
+    """Lay out rows on every device, however few; collect the layouts."""
+    laid_out: list[_rows.Rows] = []
+    lay_out = _layout.lay_out_rows
+
+    def noting(*given: Any) -> _rows.Rows:
+        laid_out.append(lay_out(*given))
+        return laid_out[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_layout, "groups_samples", lambda _: False)
+        patch.setattr(_layout, "lay_out_rows", noting)
+        patch.setattr(_rows, "WORTH_LAUNCHES", 0)
+        if kernel is not None:
+            patch.setattr(_rows, "varlen_kernel", lambda *_: kernel)
+        yield laid_out
+
+
+def slow_kernel(q: Tensor, k: Tensor, v: Tensor, *offsets: Any) -> Tensor:
+    """What `torch.nn.attention.varlen.varlen_attn` computes, sample by sample."""
+    of_q, of_k, most_q, most_k = offsets
+    assert of_q.dtype == of_k.dtype == torch.int32
+    assert (int(of_q[-1]), int(of_k[-1])) == (len(q), len(k))
+    assert (int(of_q.diff().max()), int(of_k.diff().max())) == (most_q, most_k)
+    read = []
+    for sample in range(len(of_q) - 1):
+        a, b = of_q[sample : sample + 2].tolist()
+        c, d = of_k[sample : sample + 2].tolist()
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * q.shape[-1] ** -0.5
+        read.append(torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), v[c:d]))
+    return torch.cat(read)
+
+
+def results(module: nn.Module, outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> Any:
+    """Outputs, and the gradients of a loss that weighs every entry of them differently, by name."""
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
+    loss = sum(
+        (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
+        for out in outputs.values()
+    )
+    named = dict(module.named_parameters()) | inputs
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    return outputs | {f"d {name}": g for name, g in zip(named, gradients, strict=True)}
+
+
+def run_block(
+    times: tuple[int, int],
+    lengths: tuple[list[int], list[int]],
+    options: dict[str, Any],
+    *,
+    packing: bool | str,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """Outputs and gradients of a block whose padded steps hold NaN."""
+    torch.manual_seed(1)
+    pooled = times[0] == 1
+    sizes: dict[str, Any] = {"num_heads": HEADS, "num_layers": 2, "dtype": dtype}
+    block = SymmetricCrossAttentionBlock(
+        DIM, **sizes, pooled_context=pooled, packing=packing, **options
+    )
+    named = dict(zip(("context", "modality"), zip(times, lengths, strict=True), strict=True))
+    masks = {name: mask_from_lengths(torch.tensor(of), time) for name, (time, of) in named.items()}
+    inputs: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        steps = torch.randn(*mask.shape, DIM, dtype=dtype).masked_fill(~mask[..., None], torch.nan)
+        inputs[name] = steps.requires_grad_()
+    if pooled:
+        del masks["context"]
+        inputs["context"] = inputs["context"].detach().nan_to_num().requires_grad_()
+    given = {f"{name}_mask": mask for name, mask in masks.items()}
+    outputs = block(inputs["context"], inputs["modality"], **given)
+    return results(block, dict(zip(named, outputs, strict=True)), inputs)
+
+
+@st.composite
+def ragged(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
+    """Padded and real lengths of a context and a modality."""
+    batch = draw(st.integers(1, 5))
+    times = draw(st.sampled_from([1, 7])), draw(st.sampled_from([5, 13]))
+    first, second = (
+        draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch)) for time in times
+    )
+    # Where all is real there is no mask and nothing to pack.
+    return times, (first, [0, *second[1:]])
+
+
+@pytest.mark.parametrize("kernel", [None, slow_kernel], ids=["padded attention", "kernel"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@examples(20)
+@given(sizes=ragged())
+def test_rows_equal_padded(
+    sizes: Any, options: dict[str, Any], dtype: torch.dtype, kernel: Any
+) -> None:
+    padded = run_block(*sizes, options, packing=False, dtype=dtype)
+    with rows_everywhere(kernel) as laid_out:
+        found = run_block(*sizes, options, packing="auto", dtype=dtype)
+    assert laid_out
+    assert_close(found, padded, TOLERANCE[dtype])
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses the operations whose result, or its shape, the host has to read from the device."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        name = func._schema.name.removeprefix("aten::")
+        by_truth = name.startswith("index") and any(
+            index is not None and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], list | tuple) else ())
+        )
+        unsized = name == "repeat_interleave" and not kwargs
+        if name.startswith(self.REFUSED) or by_truth or unsized:
+            raise RuntimeError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse to wait for the device; what only the CPU looks at is not looked at."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    with monkeypatch.context() as patch, NoWait():
+        for module in (_block, importlib.import_module("grf_fusion._inputs.call")):
+            patch.setattr(module, "none_if_full", lambda mask: mask)
+        yield
+
+
+LENGTHS = {"text": [7, 2, 0, 5], "audio": [1, 11, 3, 0]}
+
+
+def make_fusion(**options: Any) -> GatedRecurrentFusion:
+    torch.manual_seed(1)
+    widths = {"text": 5, "audio": 3, "sensor": 2}
+    return GatedRecurrentFusion(
+        widths, embed_dim=DIM, num_heads=HEADS, dtype=torch.float64, **options
+    )
+
+
+def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Features, masks and presence; the sensor has no mask, and one sample is denied its text."""
+    features = {
+        name: torch.randn(4, time, width, dtype=torch.float64, requires_grad=True)
+        for name, time, width in (("text", 7, 5), ("audio", 11, 3), ("sensor", 3, 2))
+    }
+    device = torch.get_default_device()
+    masks = {
+        name: mask_from_lengths(
+            torch.tensor(of, device="cpu"), features[name].shape[1], device=device
+        )
+        for name, of in LENGTHS.items()
+    }
+    present = torch.tensor([[False, True, True], [True] * 3, [True, False, True], [True] * 3])
+    return features, masks, present
+
+
+FORMS: list[dict[str, Any]] = [{}, {"form": "paper"}, {"norm_first": False, "num_layers": 2}]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("who", ["all", "some"])
+def test_a_fusion_on_rows_equals_it_padded_and_waits_for_nothing(
+    form: dict[str, Any], who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for packing in (False, "auto"):
+        fusion = make_fusion(packing=packing, **form)
+        features, masks, present = make_call()
+        with rows_everywhere() as laid_out, no_wait(monkeypatch):
+            fused = fusion(features, masks=masks, present=present if who == "some" else None)
+            found.append(results(fusion, {"fused": fused}, features))
+        assert bool(laid_out) == (packing == "auto")
+    assert_close(found[1], found[0])
+
+
+def test_waiting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.arange(3)
+    waits: list[Callable[[], object]] = [
+        lambda: bool(x.any()),
+        x.nonzero,
+        lambda: x.repeat_interleave(x),
+        lambda: x[x > 1],
+    ]
+    for wait in waits:
+        with pytest.raises(RuntimeError), no_wait(monkeypatch):
+            wait()
+
+
+def test_rows_of_a_mask_that_is_not_known_wait_and_are_right() -> None:
+    """With packing=True, holes in the mask and a sample that has nothing."""
+    mask = torch.rand(4, 9) < 0.5
+    mask[2] = False
+    for hidden in (mask, mask | True):
+        found = []
+        for packing in (False, True):
+            torch.manual_seed(1)
+            block = SymmetricCrossAttentionBlock(
+                DIM, num_heads=HEADS, packing=packing, dtype=torch.float64
+            )
+            inputs = {
+                "context": torch.randn(4, 3, DIM, dtype=torch.float64, requires_grad=True),
+                "modality": torch.randn(4, 9, DIM, dtype=torch.float64, requires_grad=True),
+            }
+            with rows_everywhere() as laid_out:
+                outputs = block(*inputs.values(), modality_mask=hidden)
+            assert len(laid_out) == 2 * packing
+            found.append(results(block, dict(zip("cm", outputs, strict=True)), inputs))
+        assert_close(found[1], found[0])
+
+
+def test_each_row_is_a_real_step_or_stands_for_a_sample_without_any() -> None:
+    mask = mask_from_lengths(torch.tensor([3, 0, 5]), 5)
+    steps = torch.randn(3, 5, 2)
+    layout = _rows.lay_out_rows(steps, mask)
+    assert layout.place.tolist() == [0, 1, 2, 5, 10, 11, 12, 13, 14]
+    assert layout.sample.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    assert (layout.offsets.tolist(), layout.longest) == ([0, 3, 4, 9], 5)
+    assert torch.equal(layout.unpack(layout.pack(steps)), steps * mask[..., None])
+    nothing = _rows.lay_out_rows(steps[:0], mask[:0])
+    assert (len(nothing.place), nothing.longest) == (0, 1)
+
+
+# PyTorch scripts its own formulas for forward mode; 2.15 warns of it in another class than before.
+@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.")
+def test_rows_can_be_differentiated_twice_and_forward() -> None:
+    mask = mask_from_lengths(torch.tensor([3, 0, 2]), 4)
+    layout = _rows.lay_out_rows(torch.zeros(3, 4, 2), mask)
+
+    def call(steps: Tensor, values: Tensor) -> Tensor:
+        rows = layout.pack(steps)
+        return layout.unpack(rows.square() * layout.spread(values, rows).square())
+
+    given = [torch.randn(3, n, 2, dtype=torch.float64, requires_grad=True) for n in (4, 1)]
+    assert torch.autograd.gradcheck(call, given)
+    assert torch.autograd.gradgradcheck(call, given)
+    tangents = tuple(torch.randn_like(x) for x in given)
+    _, expected = torch.autograd.functional.jvp(call, tuple(given), tangents)
+    _, found = torch.func.jvp(call, tuple(x.detach() for x in given), tangents)
+    torch.testing.assert_close(found, expected)
+
+
+def test_lengths_are_known_until_a_mask_changes() -> None:
+    def make() -> Tensor:
+        return mask_from_lengths(torch.tensor([1, 3, 0]), 4)
+
+    known = known_lengths(make())
+    assert known is not None
+    assert known.host == (1, 3, 0)
+    assert known.lengths.tolist() == [1, 3, 0]
+    assert known.exact
+    changes: dict[str, Callable[[Tensor], object]] = {
+        "an entry": lambda mask: mask.__setitem__((0, 1), True),
+        "a view": lambda mask: mask[1:].fill_(False),
+        "in inference mode": torch.inference_mode()(lambda mask: mask.zero_()),
+        "other data": lambda mask: setattr(mask, "data", torch.ones(3, 4).bool()),
+    }
+    for name, change in changes.items():
+        mask = make()
+        change(mask)
+        assert known_lengths(mask) is None, name
+        assert known_lengths(copy.deepcopy(mask)) is None, name
+    assert known_lengths(torch.ones(3, 4, dtype=torch.bool, device="meta")) is None
+    for other in (make().clone(), make()[:2], pickle.loads(pickle.dumps(make())), ~make()):  # noqa: S301
+        assert known_lengths(other) is None
+
+
+def test_lengths_stay_known_where_samples_are_denied() -> None:
+    features, masks, present = make_call()
+    with rows_everywhere() as laid_out:
+        make_fusion()(features, masks=masks, present=present)
+    text, audio = laid_out
+    assert (len(text.place), len(audio.place)) == (7 + 2 + 1 + 5, 1 + 11 + 3 + 1)
+    assert text.mask is not None
+    assert torch.equal(text.mask, masks["text"] & present[:, :1])
+
+
+def test_inference_mode_knows_lengths_too() -> None:
+    with torch.inference_mode():
+        features, masks, present = make_call()
+        with rows_everywhere() as laid_out:
+            make_fusion()(features, masks=masks, present=present)
+            assert len(laid_out) == 2
+        for mask in masks.values():
+            assert known_lengths(mask) is not None
+            mask[0] = True
+            assert known_lengths(mask) is None
+
+
+def test_known_lengths_are_not_those_the_caller_goes_on_with() -> None:
+    lengths = torch.tensor([1, 3])
+    mask = mask_from_lengths(lengths, 4)
+    lengths.fill_(4)
+    known = known_lengths(mask)
+    assert known is not None
+    assert known.lengths.tolist() == mask.sum(dim=1).tolist() == [1, 3]
+
+
+def test_what_is_known_goes_with_the_mask() -> None:
+    noted = importlib.import_module("grf_fusion._inputs.lengths")._noted
+    before = len(noted)
+    mask = mask_from_lengths(torch.tensor([1, 3]), 4)
+    assert len(noted) == before + 1
+    del mask
+    assert len(noted) == before
+
+
+def test_rows_are_laid_out_where_it_pays() -> None:
+    few, nearly = torch.tensor([4, 1]), torch.tensor([10, 10, 9])
+    with rows_everywhere():
+        for lengths, time, worth in ((few, 4, True), (nearly, 10, False)):
+            mask = mask_from_lengths(lengths, time)
+            assert _layout.worth_packing([mask, None], packing="auto", width=8) is worth
+            copied = [mask, mask.clone()]
+            assert _layout.worth_packing(copied, packing="auto", width=8) is False
+            assert _layout.worth_packing(copied, packing=True, width=8) is True
+    masks = [mask_from_lengths(few, 4)]
+    for width, worth in ((2**19, True), (2**18, False)):
+        # Three steps of so many numbers are left out.
+        assert _rows.worth_rows(masks, width, share=0.1) is worth
+
+
+def test_a_captured_graph_holds_no_numbers_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = mask_from_lengths(torch.tensor([4, 1]), 4)
+    monkeypatch.setattr(_layout, "is_captured", lambda device: device == mask.device)
+    for packing in ("auto", True):
+        assert _layout.worth_packing([mask], packing=packing, width=8) is False
+
+
+class OnCuda:
+    """What `varlen_kernel` asks of queries."""
+
+    def __init__(self, dtype: torch.dtype, head_dim: int, device: str) -> None:
+        self.dtype, self.device = dtype, torch.device(device)
+        self.shape = torch.Size([5, HEADS, head_dim])
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float32}, False),
+        ({"head_dim": 12}, False),
+        ({"head_dim": 264}, False),
+        ({"head_dim": 256}, True),
+        ({"device": "cpu"}, False),
+        ({"dropout": 0.1}, False),
+        ({"capability": (7, 5)}, False),
+        ({"flash": False}, False),
+    ],
+    ids=str,
+)
+def test_the_kernel_is_taken_where_it_computes_this(
+    change: dict[str, Any], found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"dtype": torch.bfloat16, "head_dim": 64, "device": "cuda"}
+    how = {"dropout": 0.0, "capability": (9, 0), "flash": True} | change
+    q: Any = OnCuda(**(given | {name: change[name] for name in given if name in change}))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: how["capability"])
+    monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", lambda: how["flash"])
+    monkeypatch.setattr(_rows, "_varlen", lambda: slow_kernel)
+    assert _rows.varlen_kernel(q, how["dropout"]) is (slow_kernel if found else None)
+
+
+def test_an_older_pytorch_has_no_such_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (None, type(sys)("varlen")):
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
+        _rows._varlen.cache_clear()
+        if module is None:
+            assert _rows._varlen() is None
+        else:
+            module.varlen_attn = slow_kernel
+            assert _rows._varlen() is slow_kernel
+    _rows._varlen.cache_clear()

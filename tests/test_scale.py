@@ -1,0 +1,179 @@
+"""The scale of a modality's features: measured once, ignored afterwards, poisoned by nothing."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from grf_fusion import GatedRecurrentFusion, mask_from_lengths
+from strategies import examples
+
+WIDTHS = {"text": 5, "image": 3, "audio": 7}
+LENGTHS = {"text": 4, "image": 6, "audio": 1}
+
+
+def make(dtype: torch.dtype = torch.float64, **options: object) -> GatedRecurrentFusion:
+    torch.manual_seed(0)
+    return GatedRecurrentFusion(WIDTHS, embed_dim=8, dtype=dtype, **options)
+
+
+def draw(batch: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    return {
+        name: torch.randn(batch, LENGTHS[name], width, generator=generator, dtype=dtype)
+        for name, width in WIDTHS.items()
+    }
+
+
+def rms(fusion: GatedRecurrentFusion, name: str) -> float:
+    return float(fusion.get_buffer(f"scales.{name}.rms"))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.01, 100.0, 1e4])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_units_of_a_modality_do_not_matter_in_training(name: str, factor: float) -> None:
+    """Outputs and gradients at the start, and after some steps of training, of the same model."""
+    outputs = []
+    for scale in (1.0, factor):
+        fusion = make()
+        head = nn.Linear(8, 2, dtype=torch.float64)
+        optimiser = torch.optim.Adam([*fusion.parameters(), *head.parameters()], 0.01)
+        for seed in range(3):
+            features = draw(5, seed)
+            features[name] = features[name] * scale
+            result = head(fusion(features))
+            optimiser.zero_grad()
+            result.square().sum().backward()
+            optimiser.step()
+        fusion.eval()
+        outputs += [result, fusion(features)]
+    torch.testing.assert_close(outputs[:2], outputs[2:])
+
+
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=3, max_size=3).filter(any),
+    absent=st.lists(st.booleans(), min_size=3, max_size=3),
+    garbage=st.sampled_from((0.0, 1e30, float("nan"), float("inf"))),
+)
+@examples(60)
+def test_scale_is_the_rms_of_the_real_steps(
+    lengths: list[int], absent: list[bool], garbage: float
+) -> None:
+    fusion, features = make(), draw(3)
+    mask, present = mask_from_lengths(torch.tensor(lengths), 4), ~torch.tensor(absent)
+    real = mask & present[:, None]
+    kept = features["text"][real]
+    features["text"][~real] = garbage
+    columns = torch.ones(3, 3, dtype=torch.bool)
+    columns[:, 0] = present
+    fusion(features, masks={"text": mask}, present=columns)
+    expected = math.sqrt(float(kept.square().mean())) if kept.numel() else 0.0
+    assert rms(fusion, "text") == pytest.approx(expected)
+
+
+def test_the_first_training_batch_decides() -> None:
+    fusion = make()
+    fusion(draw(3, 1))
+    first = {name: rms(fusion, name) for name in WIDTHS}
+    fusion({name: 50 * x for name, x in draw(3, 2).items()})
+    assert {name: rms(fusion, name) for name in WIDTHS} == first
+
+
+def test_evaluation_measures_nothing() -> None:
+    fusion = make().eval()
+    before = fusion(draw(3))
+    assert all(rms(fusion, name) == 0 for name in WIDTHS)
+    assert torch.equal(fusion(draw(3)), before)
+
+
+def test_what_nobody_has_is_measured_later() -> None:
+    fusion, features = make(), draw(3)
+    fusion({"text": features["text"], "audio": torch.zeros(3, 1, 7, dtype=torch.float64)})
+    assert rms(fusion, "text") > 0
+    # Zeros have no scale.
+    assert rms(fusion, "image") == rms(fusion, "audio") == 0
+    fusion(features)
+    assert rms(fusion, "image") > 0
+    assert rms(fusion, "audio") > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_batch_leaves_no_trace(bad: float) -> None:
+    """A NaN in a real step spoils its own batch, as in any layer, and nothing after it."""
+    fusion, features = make(), draw(3)
+    broken = {name: x.clone() for name, x in features.items()}
+    broken["text"][1, 2, 0] = bad
+    assert not fusion(broken).isfinite().all()
+    assert rms(fusion, "text") == 0
+    assert fusion(features).isfinite().all()
+
+
+def test_a_recomputed_first_step_gives_the_same_gradients() -> None:
+    """As activation checkpointing around the fusion does it."""
+    plain, recomputed = make(), make()
+    features = draw(3)
+    for fusion in (plain, recomputed):
+        call = lambda fusion=fusion: fusion(features).square().sum()  # noqa: E731
+        if fusion is recomputed:
+            torch.utils.checkpoint.checkpoint(call, use_reentrant=False).backward()
+        else:
+            call().backward()
+    for (name, one), (_, other) in zip(
+        plain.named_parameters(), recomputed.named_parameters(), strict=True
+    ):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_scale_is_saved_and_follows_the_dtype() -> None:
+    fusion, features = make(), draw(3)
+    fusion(features)
+    loaded = make()
+    loaded.load_state_dict(fusion.state_dict())
+    assert torch.equal(loaded.eval()(features), fusion.eval()(features))
+    half = copy.deepcopy(fusion).to(torch.float32)
+    assert half.get_buffer("scales.text.rms").dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_features_do_not_overflow(dtype: torch.dtype) -> None:
+    fusion = make(dtype)
+    features = {name: 400 * x.to(dtype) for name, x in draw(3).items()}
+    assert fusion(features).isfinite().all()
+    assert rms(fusion, "text") == pytest.approx(400, rel=0.3)
+
+
+def test_per_sample_gradients_measure_nothing() -> None:
+    """A transform of `torch.func` cannot write a number of the whole batch."""
+    fusion, features = make(), draw(3)
+    weights = dict(fusion.named_parameters())
+
+    def loss(given: dict[str, Tensor], sample: dict[str, Tensor]) -> Tensor:
+        batch = {name: x.unsqueeze(0) for name, x in sample.items()}
+        return torch.func.functional_call(fusion, given, (batch,)).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, features)
+    assert all(value.isfinite().all() for value in found.values())
+    assert rms(fusion, "text") == 0
+
+
+def test_the_size_of_single_steps_is_kept() -> None:
+    """A norm per step would make these two samples equal."""
+    fusion, features = make(), draw(2)
+    features["text"][1] = features["text"][0] * 3
+    features |= {name: features[name][:1].expand(2, -1, -1) for name in ("image", "audio")}
+    context = fusion(features)
+    assert (context[0] - context[1]).abs().max() > 0.01
+
+
+@pytest.mark.compile
+def test_one_graph_measures_and_uses_the_scale() -> None:
+    fusion, plain, features = make(), make(), draw(3)
+    compiled = torch.compile(fusion, fullgraph=True)
+    for seed in range(3):
+        features = draw(3, seed)
+        torch.testing.assert_close(compiled(features), plain(features))
+    assert rms(fusion, "text") == pytest.approx(rms(plain, "text"))
