@@ -30,9 +30,10 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "full attention": {"context": "sequence", "self_attention": True},
     "own weights": {"share_weights": False},
     "two layers": {"num_layers": 2},
-    "one-way": {"symmetric": False},
-    "padded": {"packing": False},
-    "checkpointing": {"checkpoint": True},
+    "residual": {"form": "residual"},
+    "one-way": {"form": "residual", "symmetric": False},
+    "padded": {"form": "residual", "packing": False},
+    "checkpointing": {"form": "residual", "checkpoint": True},
 }
 BASELINES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "concatenation": (ConcatFusion, {"dropout": 0.2}),

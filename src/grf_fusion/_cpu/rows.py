@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from grf_fusion._checks.tracing import Formula, is_transformed
+from grf_fusion._checks.tracing import is_transformed
+from grf_fusion._cpu.formula import Formula
 from grf_fusion._inputs.lengths import known_lengths
 from grf_fusion._inputs.masks import unmask_empty
 
