@@ -120,7 +120,7 @@ def bars(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Hold the bars against what was measured: the bar, the figure and whether it is met."""
     return [
         _ratio(results, rows.AUTHOR, (rows.COMPILED,), least=3.0),
-        _ratio(results, rows.PADDED, None, least=1.5),
+        _ratio(results, rows.PADDED, None, least=1.5, fast=rows.PACKED),
         _share_bar(results),
         _chain_bar(results),
         _memory_bar(results),
@@ -154,9 +154,13 @@ def _verdict(bar: str, value: float | None, text: str, *, met: bool) -> tuple[st
 
 
 def _ratio(
-    results: dict[str, Any], slow: str, modes: Iterable[str] | None, *, least: float
+    results: dict[str, Any],
+    slow: str,
+    modes: Iterable[str] | None,
+    *,
+    least: float,
+    fast: str = rows.OURS,
 ) -> tuple[str, str, str]:
-    fast = rows.PACKED
     pair = _best(results, "width", slow, modes), _best(results, "width", fast, None)
     value = None if None in pair else _seconds(pair[0]) / _seconds(pair[1])
     how = "" if modes is None else f" ({', '.join(modes)})"
@@ -165,7 +169,7 @@ def _ratio(
 
 
 def _share_bar(results: dict[str, Any]) -> tuple[str, str, str]:
-    record = _best(results, "width", rows.PACKED, None)
+    record = _best(results, "width", rows.OURS, None)
     value = None if record is None else _share(record, results)
     bar = "ours runs at 40 % of the peak, real steps' operations alone counted"
     return _verdict(bar, value, "{:.0%}", met=value is not None and value >= 0.4)
@@ -173,9 +177,7 @@ def _share_bar(results: dict[str, Any]) -> tuple[str, str, str]:
 
 def _chain_bar(results: dict[str, Any]) -> tuple[str, str, str]:
     starts = [r["workload"] for r in results["rows"] if "one layer, batch 64" in r["workload"]]
-    pair = [
-        _best(results, start, m, None) for start in starts[:1] for m in (rows.PACKED, rows.EARLY)
-    ]
+    pair = [_best(results, start, m, None) for start in starts[:1] for m in (rows.OURS, rows.EARLY)]
     value = None if len(pair) < 2 or None in pair else _seconds(pair[0]) / _seconds(pair[1])
     bar = "a chain of 38 takes at most twice the time of early concatenation"
     return _verdict(bar, value, "{:.2f}", met=value is not None and value <= 2.0)
