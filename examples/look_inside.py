@@ -7,6 +7,7 @@ those of hydraulic.py. The pictures are those of docs/how-to/gates.md.
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,14 @@ KINDS = {
 SLICES = 6
 TARGET = "valve"
 CLASSES = dict(enumerate(f"valve {share} %" for share in TARGETS[TARGET]))
+# Replaced by the colour of the page's text, as black is.
+INK = "#123456"
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color")
+INKED += ("ytick.color", "legend.labelcolor")
+STYLE = """<style>
+  svg { color: #1e293b }
+  @media (prefers-color-scheme: dark) { svg { color: #e2e8f0 } }
+</style>"""
 EMBED_DIM, BATCH, LEARNING_RATE, WEIGHT_DECAY, MISSING = 32, 64, 3e-3, 1.0, 0.2
 
 
@@ -88,12 +97,24 @@ def accuracy_of(model: Classifier, labels: Tensor) -> Callable[[Tensor], float]:
     return lambda context: 100 * macro_accuracy(model.head(context).argmax(dim=1), labels)
 
 
-def save(folder: Path, name: str, draw: Callable[[plt.Axes], object], width: float = 6.4) -> None:
-    """Draw one picture and write it."""
-    figure, ax = plt.subplots(figsize=(width, 3.6), layout="constrained")
+def save(folder: Path, name: str, draw: Callable[[plt.Axes], object]) -> None:
+    """Draw one picture; its lines and letters have the colour of the page that shows it."""
+    figure, ax = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
     draw(ax)
-    figure.savefig(folder / f"gates_{name}.png", dpi=110)
+    file = folder / f"gates_{name}.svg"
+    figure.savefig(file, transparent=True, metadata={"Date": None})
     plt.close(figure)
+    text = re.sub(f"{INK}|#000000", "currentColor", file.read_text("utf-8"))
+    file.write_text(text.replace("<defs>", f"{STYLE}\n <defs>", 1), "utf-8")
+
+
+def draw_attention(ax: plt.Axes, weights: Tensor) -> None:
+    """Draw the attention of a step; the keys are slices of the load cycle."""
+    viz.plot_attention(weights, ax=ax)
+    seconds = SECONDS // SLICES
+    starts = [f"{k * seconds} to {(k + 1) * seconds} s" for k in range(SLICES)]
+    ax.set_xticks(range(SLICES), starts, rotation=30, ha="right")
+    ax.set_xlabel("time in the load cycle")
 
 
 def report(model: Classifier, features: dict[str, Tensor], labels: Tensor, folder: Path) -> None:
@@ -131,7 +152,7 @@ def report(model: Classifier, features: dict[str, Tensor], labels: Tensor, folde
         print(f"{warning.kind}: {warning.message}")
 
     save(folder, "heat_map", lambda ax: viz.plot_gates(trace, ax=ax))
-    groups = {text: labels == label for label, text in CLASSES.items()}
+    groups = {text.removeprefix("valve "): labels == label for label, text in CLASSES.items()}
     save(folder, "retention", lambda ax: viz.plot_retention(kept, groups=groups, ax=ax))
     save(
         folder,
@@ -140,7 +161,7 @@ def report(model: Classifier, features: dict[str, Tensor], labels: Tensor, folde
     )
     last = list(KINDS)[-1]
     maps = diagnostics.attention_maps(fusion, features)
-    save(folder, "attention", lambda ax: viz.plot_attention(maps[last].context_cross, ax=ax))
+    save(folder, "attention", lambda ax: draw_attention(ax, maps[last].context_cross))
 
 
 def main() -> None:
@@ -154,6 +175,8 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     torch.set_num_threads(1)
+    mpl.rcParams |= dict.fromkeys(INKED, INK)
+    mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "grf-fusion", "legend.framealpha": 0}
     cycles = load(options.data)
     features = by_kind(cycles)
     widths = {name: x.shape[2] for name, x in features.items()}

@@ -766,8 +766,8 @@ def test_what_is_taken_apart_is_built_as_named():
     for said, part in TAKEN_AWAY.items():
         assert known[f"{CROSS}, {said}"].build(size).without == part
     assert isinstance(known["GRF, all contexts read"].build(size), EveryContext)
-    unit = known["GRF, updates scaled by .3"].build(size).unit
-    assert unit.factor == 0.3
+    unit = known["GRF, updates halved"].build(size).unit
+    assert unit.factor == 0.5
     assert unit.gate_bias == GatedRecurrentFusion(WIDTHS, embed_dim=8, num_heads=2).unit.gate_bias
 
 
@@ -783,7 +783,7 @@ def test_orders_are_permutations_the_declared_first():
 
 def test_what_a_modality_says_alone_is_what_the_model_says_without_the_others():
     dataset = synthetic("binary")
-    for name in (GRF, "GRF, sequence", "GRF, first_sequence", "concatenation, late"):
+    for name in (GRF, "GRF, residual form, sequence", "concatenation, late"):
         model = build(methods(dataset)[name], dataset, 8).eval()
         batch = dataset.parts["test"].batch(torch.arange(13))
         alone = model.alone(batch, list(dataset.modalities))
@@ -1045,14 +1045,14 @@ def test_the_table_holds_what_was_run(tmp_path):
 
 
 def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights(tmp_path):
-    only = ["--only", "synthetic-binary,GRF, one-way"]
+    only = ["--only", "synthetic-binary,GRF, gate bias 0"]
     command.main(["--out", str(tmp_path), "--quick", "--no-progress", *only])
     store = Store(tmp_path / "runs.jsonl")
     ran = {(r["stage"], r["method"]) for r in store.records.values() if "method" in r}
-    assert ran == {("trial", "GRF"), ("final", "GRF, one-way"), ("cost", "GRF, one-way")}
+    assert ran == {("trial", "GRF"), ("final", "GRF, gate bias 0"), ("cost", "GRF, gate bias 0")}
     (summary,) = tables.summarise(store)
     (row,) = summary["rows"]
-    assert (row["name"], row["seeds"]) == ("GRF, one-way", 2)
+    assert (row["name"], row["seeds"]) == ("GRF, gate bias 0", 2)
     assert row["costs"]["training"]["median"] > 0
     trial = next(r for r in store.records.values() if r["stage"] == "trial")
     assert row["parameters"] < trial["parameters"]

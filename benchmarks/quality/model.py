@@ -73,7 +73,9 @@ class Model(nn.Module):
             if isinstance(self.fusion, GatedRecurrentFusion) and self.fusion.context == "pooled":
                 # One step instead of a whole chain that the others leave untouched.
                 (x,) = self.encode({name: x}).values()
-                scores = self._score(self.fusion.step(None, name, x, mask=mask).context)
+                scores = self._score(
+                    self.fusion.readout(self.fusion.step(None, name, x, mask=mask))
+                )
             else:
                 here = batch.present & (torch.arange(len(names), device=x.device) == k)
                 only = batch._replace(

@@ -1,4 +1,4 @@
-"""What `collate` returns: one batch, and the two ways in which data loaders move it."""
+"""The batch that `collate` returns."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """A batch of samples, some of which lack modalities, as `collate` returns it.
+    """A batch of samples with missing modalities, from `collate`.
 
     Every batch has the same structure: each declared modality has features and a mask, even if no
-    sample has the modality. It goes into every fusion of this library as
+    sample has the modality. Pass it to any fusion of this package as
     ``fusion(batch.features, masks=batch.masks, present=batch.present)``.
 
     Attributes:
-        features: ``(batch, time_k, d_k)`` by modality, in declared order; 0 where padded.
+        features: ``(batch, time_k, d_k)`` by modality, in declared order; 0 at padded steps.
         masks: ``(batch, time_k)`` bool by modality, ``True`` = a real step.
         present: ``(batch, modalities)`` bool, columns in declared order.
         extras: Other keys of the samples: tensors ``(batch, ...)``, or lists of strings.
@@ -34,12 +34,12 @@ class Batch(NamedTuple):
             non_blocking: Whether copies from pinned memory may run while the host goes on.
 
         Returns:
-            A new batch; tensors that are on the device already are shared.
+            A new batch. Tensors that are already on the device are shared.
         """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """Copy every tensor to page-locked memory, from which a GPU copies without the host.
+        """Copy every tensor to page-locked memory, for asynchronous copies to a GPU.
 
         ``DataLoader(pin_memory=True)`` does the same.
 

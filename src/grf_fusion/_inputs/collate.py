@@ -1,4 +1,4 @@
-"""From a list of samples with holes to one padded batch with masks and presence."""
+"""Combine samples with missing modalities into one padded batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -38,33 +38,33 @@ def collate(
     """Pad and stack samples that may lack modalities.
 
     A sample maps names to sequences ``(time, width)`` or single vectors ``(width,)``, which count
-    as one step. It lacks a modality whose name is missing, whose value is ``None``, or which has
-    no steps. As ``collate_fn`` of a data loader write
-    ``functools.partial(collate, modalities=widths, extras=["label"])``, which worker processes can
-    be sent.
+    as one step. A modality is missing if its name is omitted, its value is ``None``, or it has no
+    steps. As ``collate_fn`` of a data loader, use
+    ``functools.partial(collate, modalities=widths, extras=["label"])``, which can be sent to worker
+    processes.
 
     A modality that no sample of the batch has becomes one masked step (more with
-    ``pad_to_multiple_of``) instead of being left out. All batches then have the same structure,
-    which is what one compiled graph and processes that train together need.
+    ``pad_to_multiple_of``) instead of being omitted. All batches then have the same structure,
+    as needed for a single compiled graph and for distributed training.
 
     Tensors and arrays are copied once, into the padded batch. A batch of one sample that needs no
     padding shares its memory with the sample.
 
     Args:
         samples: Tensors, NumPy arrays or ``None`` by name, one mapping per sample.
-        modalities: Name and feature width of each modality, as the fusion was given them; or
+        modalities: Name and width of each modality, as in the constructor of the fusion; or
             ``fusion.modalities``.
         extras: Other keys that every sample has, such as labels. Tensors, arrays and numbers are
             stacked; strings are listed.
-        dtype: Type to convert the features to, integers included; ``None`` to keep the type of
-            the samples, which then has to be a floating-point type.
-        max_length: Longest sequence, one number or one per modality; ``None`` for any.
-        too_long: What happens to longer ones: ``"error"``, or ``"cut"``, which drops the last
+        dtype: Type to convert the features to, also from integers; ``None`` to keep the type of
+            the samples, which must then be a floating-point type.
+        max_length: Maximal length, one number or one per modality; ``None`` for no limit.
+        too_long: Treatment of longer sequences: ``"error"``, or ``"cut"``, which drops the last
             steps and warns once per modality and process.
         pad_to_multiple_of: Round the padded length up to a multiple of this number, one number or
             one per modality; ``None`` for no rounding. Fewer different shapes mean fewer
             recompilations.
-        check_finite: Whether to refuse NaN and infinity in the features.
+        check_finite: Whether NaN and infinity in the features raise an error.
 
     Returns:
         The batch, on the device of the samples.
@@ -76,7 +76,7 @@ def collate(
 
     Raises:
         ShapeError: If a sample does not fit; the message names the sample and the modality.
-        ValueError: If ``modalities`` or an option is unusable.
+        ValueError: If ``modalities`` or an option is invalid.
 
     Examples:
         >>> samples = [

@@ -1,4 +1,4 @@
-"""What a fusion is given, before it is trained: sizes, padding, presence, cost, and hints."""
+"""A description of a batch and a fusion before training: sizes, padding, cost and hints."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -24,15 +24,15 @@ class Summary(NamedTuple):
         samples: Number of samples.
         modalities: Names in declared order, which is the order of all tuples.
         widths: Feature width of each.
-        present: How many samples have it.
-        real_steps: Its real steps in the samples that have it.
-        steps: All of its steps in the batch; 0 if it was left out.
-        parameters: Parameters of its own, such as its projection.
+        present: Number of samples that have each modality.
+        real_steps: Real steps of each, in the samples that have it.
+        steps: All steps of each in the batch; 0 if it was omitted.
+        parameters: Parameters that belong to each alone, such as its projection.
         shared_parameters: The other parameters of the fusion.
-        operations: Floating-point operations that the batch costs more with it than without it:
-            two per multiply-add, every step computed, padded ones included.
-        total_operations: Those of the whole batch.
-        hints: What looks wrong, in full sentences.
+        operations: Additional floating-point operations of the batch with each modality: two per
+            multiply-add, for all steps, including padded ones.
+        total_operations: Operations of the whole batch.
+        hints: Possible mistakes, in full sentences.
     """
 
     fusion: str
@@ -96,26 +96,26 @@ def summary(
     masks: Mapping[str, Tensor | None] | None = None,
     present: Tensor | None = None,
 ) -> Summary:
-    """Describe a fusion and a batch, so that a wrong mask is seen before training.
+    """Describe a fusion and a batch, to find wrong masks before training.
 
     Hints are given for a mask that looks inverted or left-padded, for zeros that count as real
     steps, for NaN or infinity in real steps, and for a modality that no sample has. They are
-    guesses: a batch may well be as it is. Values are read, which waits for the device.
+    guesses: the batch may be correct. Reading values forces a host-device sync.
 
-    Operations are counted on PyTorch's meta device, which computes nothing. The fusion is left
-    as it was.
+    Operations are counted on PyTorch's meta device, which computes nothing. The fusion is
+    unchanged afterwards.
 
     Args:
         fusion: A `GatedRecurrentFusion` or a fusion of `grf_fusion.baselines`.
-        features: Features by modality, as the fusion takes them.
-        masks: Real steps by modality, as the fusion takes them.
-        present: Which sample has which modality, as the fusion takes it.
+        features: Features of each modality, as in a call of the fusion.
+        masks: Real steps of each modality, as in a call of the fusion.
+        present: Which samples have which modality, as in a call of the fusion.
 
     Returns:
         The summary.
 
     Raises:
-        ShapeError: If ``fusion`` is no fusion or refuses the call.
+        ShapeError: If ``fusion`` is not a fusion, or rejects the call.
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
