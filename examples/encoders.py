@@ -61,7 +61,7 @@ def encode_image(pixels: Tensor) -> Tensor:
     Pretrained: `vit = ViTModel.from_pretrained("google/vit-base-patch16-224")`.
     """
     config = ViTConfig(
-        image_size=64, hidden_size=40, num_hidden_layers=2, num_attention_heads=4,
+        image_size=224, hidden_size=40, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=80,
     )  # fmt: skip
     vit = ViTModel(config, add_pooling_layer=False).eval()
@@ -82,8 +82,9 @@ def encode_feature_map(pixels: Tensor) -> Tensor:
 def encode_audio() -> tuple[Tensor, Tensor]:
     """Return frames, and which of them are real: the network shortens what it reads.
 
-    Pretrained: `wav2vec = Wav2Vec2Model.from_pretrained("facebook/wav2vec2-base")`, and its
-    `Wav2Vec2FeatureExtractor`. HuBERT is the same with `Hubert` for `Wav2Vec2`.
+    Pretrained: `wav2vec = Wav2Vec2Model.from_pretrained("facebook/wav2vec2-large-lv60")`, and its
+    `Wav2Vec2FeatureExtractor`; or `HubertModel.from_pretrained("facebook/hubert-large-ll60k")`.
+    "facebook/wav2vec2-base" takes no attention mask: see docs/how-to/encoders.md.
     """
     config = Wav2Vec2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
@@ -107,7 +108,7 @@ def encode_audio() -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Fuse the outputs of four encoders, and once more without sound for one sample."""
     torch.manual_seed(0)
-    pixels = torch.randn(len(SENTENCES), 3, 64, 64)
+    pixels = torch.randn(len(SENTENCES), 3, 224, 224)
     with torch.inference_mode():
         text, text_mask = encode_text()
         audio, audio_mask = encode_audio()

@@ -34,9 +34,10 @@ torch.set_num_threads(1)
 CPU_ONLY = {
     f"test_{name}.py"
     for name in (
-        *("packing", "tiles", "deploy", "distributed", "soak"),
+        *("packing", "tiles", "collate", "deploy", "distributed", "soak"),
         *("api", "distribution", "env", "mutation", "project", "publishing", "site", "docs"),
-        *("benchmarks", "cost_model", "quality"),
+        *("english", "benchmarks", "cost_model", "rows"),
+        *("quality", "quality_evidence", "quality_rivals"),
     )
 }
 # Coverage slows tests down by half, and these reach no line that others do not reach.

@@ -18,22 +18,25 @@ from grf_fusion.baselines import (
 WIDTHS = {"text": 7, "image": 11, "audio": 13}
 TIMES = {"text": 4, "image": 9, "audio": 6}
 BATCH, DIM, HEADS = 5, 12, 3
+RESIDUAL: dict[str, Any] = {"form": "residual"}
 FUSIONS: dict[str, dict[str, Any]] = {
     "default": {},
+    "two layers of a summary": {"num_layers": 2},
+    "summary, opening with the first": {"opening": "first"},
+    "residual": RESIDUAL,
     "paper": {"form": "paper"},
     "paper, pre-norm": {"form": "paper", "norm_first": True},
-    "opening with the first": {"opening": "first"},
+    "opening with the first": RESIDUAL | {"opening": "first"},
     "first sequence": {"context": "first_sequence"},
     "sequence": {"context": "sequence"},
     "paper, sequence": {"form": "paper", "context": "sequence"},
     "linear attention": {"context": "sequence", "self_attention": "linear"},
     "full attention": {"context": "sequence", "self_attention": True},
-    "own weights": {"share_weights": False},
-    "two layers": {"num_layers": 2},
-    "residual": {"form": "residual"},
-    "one-way": {"form": "residual", "symmetric": False},
-    "padded": {"form": "residual", "packing": False},
-    "checkpointing": {"form": "residual", "checkpoint": True},
+    "own weights": RESIDUAL | {"share_weights": False},
+    "two layers": RESIDUAL | {"num_layers": 2},
+    "one-way": RESIDUAL | {"symmetric": False},
+    "padded": RESIDUAL | {"packing": False},
+    "checkpointing": RESIDUAL | {"checkpoint": True},
 }
 BASELINES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "concatenation": (ConcatFusion, {"dropout": 0.2}),

@@ -97,6 +97,8 @@ def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path, monkeypatch):
     page = gpu_report.fill(page, tables)
     assert gpu_report.filled(page) == tables
     assert (page.partition("\n")[0], page.rpartition("\n\n")[2]) == ("Before.", "After.\n")
+    slow = gpu.main([*few, "--limit", "0.01", "--only", ours])
+    assert all(record["error"].startswith("OutOfTimeError: longer") for record in slow["rows"])
     late = gpu.main([*few, "--seconds", "0", "--only", only])
     assert {record.get("skipped") for record in late["rows"]} == {"not run: the 0 s were over"}
 
@@ -114,9 +116,9 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
     results = {
         "peak": {"bf16": 1e15, "float32 with TF32": 1e15},
         "rows": [
-            record("wide", gpu_rows.OURS, 10.0, operations=4.5e12, peak_bytes=2**30),
-            record("wide", gpu_rows.PACKED, 10.0),
-            record("wide", gpu_rows.PADDED, 14.0),
+            record("wide", gpu_rows.OURS, 10.0, needed_operations=4.5e12),
+            record("wide", gpu_rows.RESIDUAL, 20.0),
+            record("wide", gpu_rows.PADDED, 28.0),
             record("wide", gpu_rows.AUTHOR, 60.0),
             record("wide", gpu_rows.AUTHOR, 40.0, gpu_rows.COMPILED),
             record("chain", gpu_rows.OURS, 9.0),
@@ -144,10 +146,10 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
             "no",
         ),
     ]
-    old = {"command": "a", "rows": [record("wide", gpu_rows.PACKED, 20.0)], "peak": {}}
+    old = {"command": "a", "rows": [record("wide", gpu_rows.OURS, 20.0)], "peak": {}}
     again = {
         "command": "b",
-        "rows": [gpu_report.place(gpu_rows.Row(loads["wide"], gpu_rows.PACKED)) | {"error": "x"}],
+        "rows": [gpu_report.place(gpu_rows.Row(loads["wide"], gpu_rows.OURS)) | {"error": "x"}],
     }
     joined = gpu_report.merge([old, again, results | {"command": "b"}])
     assert (joined["command"], joined["rows"], joined["peak"]) == ("a; b", results["rows"], {})

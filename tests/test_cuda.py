@@ -36,7 +36,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NAN = float("nan")
 FORMS = [*FUSIONS, *BASELINES]
 # Of the forms those that differ in what is computed, for what takes long.
-FEW = ["default", "paper", "sequence", "linear attention", "mult"]
+FEW = ["default", "residual", "paper", "sequence", "linear attention", "mult"]
 # Compiled, sums are taken in another order.
 COMPILED = 2e-5
 
@@ -91,7 +91,7 @@ def learn(
 ) -> Named:
     """The number and all gradients, those of the features among them; the module has none after."""
     leaves = {name: x.detach().clone().requires_grad_() for name, x in call["features"].items()}
-    value = result(run or module, call | {"features": leaves})
+    value = result(module if run is None else run, call | {"features": leaves})
     value.backward()
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     found |= {f"features {name}": x.grad for name, x in leaves.items() if x.grad is not None}
@@ -239,7 +239,7 @@ def test_compiled_is_eager(form: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("form", ["default", "paper", "sequence"])
+@pytest.mark.parametrize("form", ["default", "residual", "sequence"])
 def test_compiled_into_a_graph_of_cuda_is_eager(form: str) -> None:
     module = make(form, **without_dropout(form), device=CUDA)
     fast = torch.compile(module, fullgraph=True, mode="reduce-overhead")
@@ -268,7 +268,9 @@ def test_compiled_training_in_half_precision(dtype: torch.dtype) -> None:
     assert all(bool(p.isfinite().all()) for p in fusion.parameters())
 
 
-@pytest.mark.parametrize("form", ["default", "paper", "sequence", "own weights", "early"])
+@pytest.mark.parametrize(
+    "form", ["default", "residual", "paper", "sequence", "own weights", "early"]
+)
 def test_a_captured_step_serves_every_mask(form: str) -> None:
     module = make(form, **without_dropout(form), device=CUDA)
     call = make_call(CUDA)
@@ -302,7 +304,7 @@ def test_a_captured_step_serves_every_mask(form: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", ["default", "sequence", "early"])
+@pytest.mark.parametrize("form", ["default", "residual", "sequence", "early"])
 def test_memory_stays(form: str, dtype: torch.dtype) -> None:
     module = make(form, device=CUDA)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -199,8 +200,32 @@ EXPECTED = {
             "taken out again, bit for bit: True",
         ],
     ),
+    "text_image_audio.py": (
+        ["--samples", "9", "--epochs", "1"],
+        ["modality", "without audio: ", "the same after loading: True", "by its text alone:"],
+    ),
     "streaming.py": (["--ticks", "3"], ["between the two ways: 0\n", "from cached language"]),
 }
+
+
+def test_digits_are_seen_and_heard(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(data_dir), "--epochs", "1", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["digits.py", *arguments])
+    module = runpy.run_path(str(EXAMPLES / "digits.py"), run_name="__main__")
+    sizes, result = capsys.readouterr().out.splitlines()
+    assert sizes == "{'train': 2000, 'valid': 500, 'test': 500}"
+    # Chance is 0.1; one epoch is enough to be far from it.
+    assert all(float(value) > 0.25 for value in re.findall(r"0\.\d{3}", result))
+    assert len(re.findall(r"0\.\d{3}", result)) == 3
+    parts = module["read"](data_dir)
+    pictures = {
+        part: {sample["image"].numpy().tobytes() for sample in samples}
+        for part, samples in parts.items()
+    }
+    assert not pictures["train"] & pictures["test"]
+    assert not pictures["valid"] & pictures["test"]
 
 
 @pytest.mark.cpu_only

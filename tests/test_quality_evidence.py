@@ -29,6 +29,7 @@ def row(
         "group": "baseline",
         "missing": {"0": {"mean": complete}, "2": {"mean": half}},
         "costs": {},
+        "seeds": 5,
     } | more
     if name != GRF:
         found["GRF minus this"] = {
@@ -65,7 +66,7 @@ def made_up() -> list[dict]:
         summary(
             "rosmap",
             row(GRF, 0.7, 0.6, minus=(0, 0), **ours, **step(0.4)),
-            row(POOLED, 0.75, 0.5, minus=(-0.05, 0.1), **step(0.04)),
+            row(POOLED, 0.75, 0.5, minus=(-0.05, 0.1), **step(0.04), seeds=3),
             row(CROSS, 0.6, 0.59, minus=(0.1, 0.01), **step(0.2)),
             row("gradient boosting on summaries", 0.71, 0.6, minus=(-0.01, 0), group="reference"),
         ),
@@ -147,6 +148,7 @@ def test_the_table_has_six_columns_and_a_best_other_for_each_condition() -> None
         "| +0.050 (+0.030 to +0.070) "
         f"| 0.800 / 0.810, {POOLED} (2 of 4 missing) | -0.010 (-0.030 to +0.010) |"
     )
+    assert f"| 0.750, {POOLED} (3 of 5 seeds) |" in lines[3]
     assert lines[4].startswith("| [mfeat-encoded](evidence/mfeat.md), accuracy |")
 
 
@@ -335,3 +337,19 @@ def test_a_sweep_needs_torch_and_numpy_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     stages = [record["stage"] for record in Store(tmp_path / "runs.jsonl").records.values()]
     assert stages.count("final") == 2
+
+
+def test_other_orders_are_tested_on_request(tmp_path: Path) -> None:
+    call = ["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs"]
+    wanted = only(f"synthetic-classes,{GRF}")
+    command.main([*call, *wanted])
+    records = Store(tmp_path / "runs.jsonl").records.values()
+    assert not any("orders" in record for record in records)
+    assert "against order" not in (tmp_path / "results.md").read_text("utf-8")
+    (tmp_path / "runs.jsonl").unlink()
+    command.main([*call, "--orders", *wanted])
+    finals = [r for r in Store(tmp_path / "runs.jsonl").records.values() if r["stage"] == "final"]
+    assert [len(final["orders"]) for final in finals] == [6, 6]
+    # The first order is the declared one.
+    assert all(final["orders"][0] == final["test"]["accuracy"] for final in finals)
+    assert "### accuracy against order" in (tmp_path / "results.md").read_text("utf-8")

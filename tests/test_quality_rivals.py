@@ -338,7 +338,7 @@ def test_weighted_metrics_are_those_of_samples_that_are_repeated() -> None:
     }
     for metric, (task, said, true) in wanted.items():
         values = predictions.unpack(task, predictions.pack(task, said, true), 61)
-        found = compare.weighted(task, values, true, times)
+        found = compare.weighted(task, values, true, times.T)
         for k, counts in enumerate(times.astype(int)):
             rows = np.repeat(np.arange(61), counts)
             want = measure(task, said[rows], true[rows], 0.0)[metric]
@@ -347,7 +347,7 @@ def test_weighted_metrics_are_those_of_samples_that_are_repeated() -> None:
 
 def test_a_class_that_no_replicate_has_drawn_says_nothing() -> None:
     task, labels = Task("classes", 3, "macro accuracy"), np.array([0, 0, 1, 2])
-    weights = np.array([[1.0, 1, 1, 0]], np.float32)
+    weights = np.array([[1.0, 1, 1, 0]], np.float32).T
     found = compare.weighted(task, np.array([1.0, 0, 1, 0]), labels, weights)
     assert found == pytest.approx([0.75])
 

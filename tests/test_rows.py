@@ -75,9 +75,12 @@ def slow_kernel(q: Tensor, k: Tensor, v: Tensor, *offsets: Any) -> Tensor:
 def results(module: nn.Module, outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> Any:
     """Outputs, and the gradients of a loss that weighs every entry of them differently, by name."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(3)
+    weights = [
+        torch.randn(out.shape, generator=generator, dtype=torch.float64) for out in outputs.values()
+    ]
     loss = sum(
-        (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
-        for out in outputs.values()
+        (weight.to(out.dtype) * out).sum()
+        for weight, out in zip(weights, outputs.values(), strict=True)
     )
     named = dict(module.named_parameters()) | inputs
     gradients = torch.autograd.grad(loss, list(named.values()))
@@ -91,20 +94,22 @@ def run_block(
     *,
     packing: bool | str,
     dtype: torch.dtype = torch.float64,
+    dim: int = DIM,
+    heads: int = HEADS,
 ) -> dict[str, Tensor]:
     """Outputs and gradients of a block whose padded steps hold NaN."""
     torch.manual_seed(1)
     pooled = times[0] == 1
-    sizes: dict[str, Any] = {"num_heads": HEADS, "num_layers": 2, "dtype": dtype}
+    sizes: dict[str, Any] = {"num_heads": heads, "num_layers": 2, "dtype": torch.float64}
     block = SymmetricCrossAttentionBlock(
-        DIM, **sizes, pooled_context=pooled, packing=packing, **options
-    )
+        dim, **sizes, pooled_context=pooled, packing=packing, **options
+    ).to(dtype)
     named = dict(zip(("context", "modality"), zip(times, lengths, strict=True), strict=True))
     masks = {name: mask_from_lengths(torch.tensor(of), time) for name, (time, of) in named.items()}
     inputs: dict[str, Tensor] = {}
     for name, mask in masks.items():
-        steps = torch.randn(*mask.shape, DIM, dtype=dtype).masked_fill(~mask[..., None], torch.nan)
-        inputs[name] = steps.requires_grad_()
+        steps = torch.randn(*mask.shape, dim, dtype=torch.float64).to(dtype)
+        inputs[name] = steps.masked_fill(~mask[..., None], torch.nan).requires_grad_()
     if pooled:
         del masks["context"]
         inputs["context"] = inputs["context"].detach().nan_to_num().requires_grad_()
@@ -180,9 +185,8 @@ LENGTHS = {"text": [7, 2, 0, 5], "audio": [1, 11, 3, 0]}
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
     torch.manual_seed(1)
     widths = {"text": 5, "audio": 3, "sensor": 2}
-    return GatedRecurrentFusion(
-        widths, embed_dim=DIM, num_heads=HEADS, dtype=torch.float64, **options
-    )
+    sizes: dict[str, Any] = {"embed_dim": DIM, "num_heads": HEADS, "dtype": torch.float64}
+    return GatedRecurrentFusion(widths, **sizes, **({"form": "residual"} | options))
 
 
 def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -202,7 +206,11 @@ def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     return features, masks, present
 
 
-FORMS: list[dict[str, Any]] = [{}, {"form": "paper"}, {"norm_first": False, "num_layers": 2}]
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"form": "paper"},
+    {"norm_first": False, "num_layers": 2},
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -420,3 +428,31 @@ def test_an_older_pytorch_has_no_such_kernel(monkeypatch: pytest.MonkeyPatch) ->
             module.varlen_attn = slow_kernel
             assert _rows._varlen() is slow_kernel
     _rows._varlen.cache_clear()
+
+
+def test_half_precision_is_as_exact_as_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU by PyTorch's kernel for sequences of unequal lengths, where this PyTorch has it."""
+    kernel, calls = _rows.varlen_kernel, []
+
+    def noting(*given: Any) -> Callable[..., Tensor] | None:
+        calls.append(kernel(*given))
+        return calls[-1]
+
+    monkeypatch.setattr(_rows, "varlen_kernel", noting)
+    lengths = [33, 1, 0, 20, 32], [40, 0, 3, 17, 39]
+    half, double = torch.bfloat16, torch.float64
+    options: dict[str, Any] = {"norm_first": True}
+    sizes = {"dim": 32, "heads": 2}
+    exact = run_block((33, 40), lengths, options, packing=False, dtype=double, **sizes)
+    padded = run_block((33, 40), lengths, options, packing=False, dtype=half, **sizes)
+    assert not calls
+    with rows_everywhere():
+        found = run_block((33, 40), lengths, options, packing="auto", dtype=half, **sizes)
+    on_gpu = torch.get_default_device().type == "cuda" and _rows._varlen() is not None
+    assert calls
+    assert all((call is not None) == on_gpu for call in calls)
+    for name, want in exact.items():
+        scale = want.norm().item()
+        off = [(got[name].double() - want).norm().item() / scale for got in (found, padded)]
+        assert off[1] < 0.05, f"{name}: padded off by {off[1]}"
+        assert off[0] <= 1.5 * off[1] + 0.003, f"{name}: off by {off[0]}, padded by {off[1]}"

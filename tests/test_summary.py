@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +15,7 @@ from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, MulT, 
 from grf_fusion.diagnostics import Summary, summary
 from properties import assert_same_bits, build, really_present
 from refusal import assert_refused
-from strategies import FusionCall, fusion_calls
+from strategies import FusionCall, examples, fusion_calls
 
 WIDTHS = {"text": 7, "image": 5, "audio": 11}
 TIMES = {"text": 5, "image": 3, "audio": 13}
@@ -37,13 +37,15 @@ def hints(**call: Any) -> tuple[str, ...]:
 
 @pytest.mark.slow
 @given(fusion_calls())
-@settings(max_examples=10)
+@examples(10)
 def test_counts_are_those_of_the_call(call: FusionCall) -> None:
     fusion = build(call)
     training = [part.training for part in fusion.modules()]
     found = summary(fusion, call.features, masks=call.masks, present=call.present)
-    here = really_present(call)
     names = list(call.config.modalities)
+    # In the order of fusion, which here is put back.
+    order = [list(call.order or names).index(name) for name in names]
+    here = really_present(call)[:, order]
     assert found.modalities == tuple(names)
     assert found.widths == tuple(call.config.modalities.values())
     assert found.present == tuple(here.sum(dim=0).tolist())

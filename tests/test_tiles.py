@@ -22,7 +22,7 @@ from grf_fusion._checks import tracing
 from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
 from grf_fusion._cpu import layout as _layout
-from grf_fusion._cpu.dropout import Keep, drop
+from grf_fusion._cpu.dropout import DropoutMask, drop
 from grf_fusion._cpu.dropped_attention import Piece, Plan
 from grf_fusion._layers import attention as _attention
 from properties import (
@@ -91,7 +91,7 @@ def attention_formula(
 ) -> Tensor:
     """Sample by sample and head by head; the bits come in the order of the tiles."""
     q, k, v = inputs
-    keep = Keep(dropout, 5)
+    keep = DropoutMask(dropout, 5)
     read: list[Tensor] = []
     for samples, (q0, q1), (k0, k1), allowed in pieces:
         rows, columns = (q1 - q0) // samples, (k1 - k0) // samples
@@ -204,22 +204,22 @@ def test_only_gradients_that_are_wanted_are_differentiated_again() -> None:
 @pytest.mark.parametrize("probability", [1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
 def test_the_share_that_is_dropped_is_the_probability(probability: float) -> None:
     number = 2**20
-    kept = Keep(probability, seed=1).fill(torch.empty(number, dtype=torch.float64))
+    kept = DropoutMask(probability, seed=1).fill(torch.empty(number, dtype=torch.float64))
     assert set(kept.unique().tolist()) <= {0.0, 1.0}
     spread = (probability * (1 - probability) / number) ** 0.5
     assert abs(kept.mean().item() - (1 - probability)) < 5 * spread + 2**-16
 
 
 def test_neighbours_and_tiles_are_dropped_independently() -> None:
-    keep = Keep(0.5, seed=1)
+    keep = DropoutMask(0.5, seed=1)
     first, second = (keep.fill(torch.empty(2**18, dtype=torch.float64)) for _ in range(2))
     bound = 5 * 0.5 / 2**9
     for lag in range(1, 9):
         assert abs((first[lag:] * first[:-lag]).mean().item() - 0.25) < bound
     assert abs((first * second).mean().item() - 0.25) < bound
-    other = Keep(0.5, seed=2).fill(torch.empty_like(first))
+    other = DropoutMask(0.5, seed=2).fill(torch.empty_like(first))
     assert abs((first * other).mean().item() - 0.25) < bound
-    assert torch.equal(first, Keep(0.5, seed=1).fill(torch.empty_like(first)))
+    assert torch.equal(first, DropoutMask(0.5, seed=1).fill(torch.empty_like(first)))
 
 
 @pytest.mark.usefixtures("tile")
@@ -475,8 +475,8 @@ def test_without_a_private_part_of_pytorch_its_own_layers_compute(
     assert not tracing.is_plain_call(context)
     found = block(context, modality, modality_mask=mask)
     assert_close(dict(enumerate(found)), dict(enumerate(expected)))
-    monkeypatch.setattr(_dropout, "Keep", None)
-    monkeypatch.setattr(_dropped_attention, "Keep", None)
+    monkeypatch.setattr(_dropout, "DropoutMask", None)
+    monkeypatch.setattr(_dropped_attention, "DropoutMask", None)
     block.train()(context, modality, modality_mask=mask)[1].sum().backward()
 
 

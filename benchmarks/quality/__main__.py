@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace, store: Store) -> None:
-    settings = Settings(QUICK_SEEDS if args.quick else args.seeds, args.device, args.threads)
+    seeds = QUICK_SEEDS if args.quick else args.seeds
+    settings = Settings(seeds, args.device, args.threads, orders=args.orders)
     source = Source(args.data, QUICK_SAMPLES if args.quick else None, args.quick)
     wanted = _wanted(args)
     say = (lambda _: None) if args.no_progress else _say
@@ -136,6 +137,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda")
     add("--jobs", type=int, default=1, help="processes; times no steps with more than one")
     add("--seconds", type=float, help="stop after so long; the next call goes on")
+    add("--orders", action="store_true", help="test in other orders too what is run now")
     add("--merge", type=Path, nargs="*", default=[], help="files of runs to take over first")
     add("--no-costs", dest="costs", action="store_false", help="do not time steps")
     add("--plots", action="store_true", help="draw figures too")

@@ -14,7 +14,7 @@ from benchmarks.quality.omics import rosmap
 from benchmarks.quality.synthetic import synthetic
 
 Loader = Callable[[dict[str, NDArray], int | None], Dataset]
-# Archives and loader; icu2012 comes last because it takes longest.
+# Archives and loader, in the order in which sweeps take them.
 ARCHIVES: dict[str, tuple[tuple[str, ...], Loader]] = {
     "dsads-three": (("dsads",), lambda x, n: sensors.dsads(x, "three", n)),
     "digits": (("fsdd", "mfeat"), digits),
@@ -24,8 +24,8 @@ ARCHIVES: dict[str, tuple[tuple[str, ...], Loader]] = {
     "hydraulic-valve": (("hydraulic",), lambda x, n: sensors.hydraulic(x, "valve", n)),
     "dsads": (("dsads",), lambda x, n: sensors.dsads(x, "whole", n)),
     "dsads-rates": (("dsads",), lambda x, n: sensors.dsads(x, "rates", n)),
-    "dsads-summaries": (("dsads",), lambda x, n: sensors.dsads(x, "summaries", n)),
     "icu2012": (("icu2012",), icu2012),
+    "dsads-summaries": (("dsads",), lambda x, n: sensors.dsads(x, "summaries", n)),
 }
 MADE_UP = tuple(f"synthetic-{kind}" for kind in ("classes", "binary", "regression"))
 PLAIN = (*ARCHIVES, "mosi", *MADE_UP)

@@ -55,7 +55,8 @@ class Bootstrap:
         drawn = rng.multinomial(self.samples, chances, size=REPLICATES)
         # The first one is the test part as it is.
         whole = np.ones((1, self.samples))
-        self.weights = np.concatenate((whole, drawn)).astype(np.float32)
+        # Replicates lie side by side: sorting samples then moves whole rows.
+        self.weights = np.ascontiguousarray(np.concatenate((whole, drawn)).T, dtype=np.float32)
 
     def replicate(self, packed: Sequence[str]) -> NDArray:
         """Return the metric of each replicate of one seed, averaged over draws of absence."""
@@ -82,19 +83,19 @@ def weighted(task: Task, values: NDArray, labels: NDArray | None, weights: NDArr
 
     Shape:
         - values: ``(samples,)``, as `predictions.unpack` returns them
-        - weights: ``(replicates, samples)``
+        - weights: ``(samples, replicates)``
         - output: ``(replicates,)``
     """
     if task.primary == "AUROC":
         return _auroc(values, labels == 1, weights)
     if task.primary != "macro accuracy":
         # Accuracy of bits, mean absolute error of errors.
-        return weights @ values.astype(np.float32) / weights.sum(axis=1)
+        return values.astype(np.float32) @ weights / weights.sum(axis=0)
     shares = []
     for label in np.unique(labels):
-        own = weights[:, labels == label]
-        count = own.sum(axis=1)
-        right = own @ values[labels == label].astype(np.float32)
+        own = weights[labels == label]
+        count = own.sum(axis=0)
+        right = values[labels == label].astype(np.float32) @ own
         shares.append(np.where(count > 0, right / np.maximum(count, 1), np.nan))
     # A class that a replicate has not drawn says nothing.
     return np.nanmean(shares, axis=0)
@@ -103,10 +104,15 @@ def weighted(task: Task, values: NDArray, labels: NDArray | None, weights: NDArr
 def _auroc(ranks: NDArray, positive: NDArray, weights: NDArray) -> NDArray:
     order = np.argsort(ranks, kind="stable")
     starts = np.flatnonzero(np.diff(ranks[order], prepend=-1))
-    weights, positive = weights[:, order].astype(np.float64), positive[order]
-    hits = np.add.reduceat(weights * positive, starts, axis=1)
-    rest = np.add.reduceat(weights * ~positive, starts, axis=1)
+    # Counts of some thousand samples are exact in float32.
+    weights, positive = weights[order], positive[order, None]
+    hits, rest = weights * positive, weights * ~positive
+    if len(starts) < len(ranks):
+        hits, rest = (np.add.reduceat(counts, starts, axis=0) for counts in (hits, rest))
+    total = hits.sum(axis=0, dtype=np.float64) * rest.sum(axis=0, dtype=np.float64)
+    some = np.flatnonzero(hits.any(axis=1))
+    hits, level = hits[some], rest[some]
     # Negatives below a positive, and half of those of the same rank.
-    below = np.cumsum(rest, axis=1) - rest / 2
-    total = hits.sum(axis=1) * rest.sum(axis=1)
-    return np.where(total > 0, (hits * below).sum(axis=1) / np.maximum(total, 1), np.nan)
+    below = np.cumsum(rest, axis=0, out=rest)[some] - level / 2
+    pairs = np.einsum("sr,sr->r", hits, below, dtype=np.float64)
+    return np.where(total > 0, pairs / np.maximum(total, 1), np.nan)

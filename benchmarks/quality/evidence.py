@@ -222,14 +222,22 @@ def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
             [
                 f"{link}, {about['task']['primary']}",
                 _mean(own, "0"),
-                f"{_mean(other, '0')}, {other['name']}",
+                f"{_mean(other, '0')}, {_named(other, own)}",
                 interval_of(other["GRF minus this"]["0"]),
-                " / ".join((_mean(own, str(half)), f"{_mean(less, str(half))}, {less['name']}"))
+                " / ".join(
+                    (_mean(own, str(half)), f"{_mean(less, str(half))}, {_named(less, own)}")
+                )
                 + f" ({half} of {len(about['modalities'])} missing)",
                 interval_of(less["GRF minus this"][str(half)]),
             ]
         )
     yield from table_of(header, table)
+
+
+def _named(row: Row, own: Row) -> str:
+    """Return a name, and how many seeds of GRF's it has where it lacks some."""
+    lacking = row["seeds"] < own["seeds"]
+    return row["name"] + (f" ({row['seeds']} of {own['seeds']} seeds)" if lacking else "")
 
 
 def _mean(row: Row, gone: str) -> str:

@@ -34,11 +34,14 @@ class Settings:
         seeds: Reported seeds, 1 to this number.
         device: ``"cpu"`` or ``"cuda"``.
         threads: CPU threads of a training.
+        orders: Whether what is trained in one order is tested in others too, which takes longer
+            than the training where there are many modalities.
     """
 
     seeds: int = 5
     device: str = "cpu"
     threads: int = 1
+    orders: bool = False
 
 
 class Unit(NamedTuple):
@@ -143,7 +146,8 @@ class Job(NamedTuple):
         if unit.stage == "trial" and dataset.turns is not None:
             records.append(self.start(unit._replace(stage="final")) | self._outcome(trained))
         if records[-1]["stage"] == "final":
-            asked = method.training.test_orders and unit.seed <= ORDER_SEEDS
+            asked = self.settings.orders and method.training.test_orders
+            asked = asked and unit.seed <= ORDER_SEEDS
             records[-1] |= evaluate(trained, method, dataset, test_orders=asked)
         return records
 

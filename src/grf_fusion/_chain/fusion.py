@@ -1,5 +1,6 @@
 """Gated recurrent fusion: modalities enter a context one by one."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, overload
@@ -8,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, settle
+from grf_fusion._chain.options import (
+    OWNER,
+    SETTINGS,
+    ChainOptions,
+    Form,
+    block_options,
+    settle,
+)
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state
 from grf_fusion._chain.step import advance, open_chain, receive, receive_summary
 from grf_fusion._checks.arguments import ShapeError
@@ -27,7 +35,7 @@ from grf_fusion._inputs.call import (
     check_name,
     check_order,
     check_present,
-    tell_presence,
+    presence_matrix,
 )
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
@@ -471,7 +479,7 @@ class GatedRecurrentFusion(nn.Module):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device does not fit.
         """
-        return tell_presence(
+        return presence_matrix(
             OWNER, features, masks, present, declared=self.modalities, like=self._reference()
         )
 
@@ -538,21 +546,9 @@ class GatedRecurrentFusion(nn.Module):
         if self._make_block is not None:
             block = check_part(OWNER, "block", self._make_block())
         elif self.form != "summary":
+            options = ChainOptions(**{name: getattr(self, name) for name in SETTINGS})
             block = SymmetricCrossAttentionBlock(
-                self.embed_dim,
-                num_heads=cast(int, self.num_heads),
-                num_layers=self.num_layers,
-                dim_feedforward=self.dim_feedforward,
-                dropout=self.dropout,
-                activation=self.activation,
-                norm_first=cast(bool, self.norm_first),
-                self_attention=cast('bool | Literal["linear"]', self.self_attention),
-                symmetric=self.symmetric,
-                packing=self.packing,
-                checkpoint=self.checkpoint,
-                pooled_context=self.context == "pooled",
-                device=device,
-                dtype=dtype,
+                **dataclasses.asdict(block_options(options)), device=device, dtype=dtype
             )
         if self._make_unit is not None:
             return block, check_part(OWNER, "unit", self._make_unit())

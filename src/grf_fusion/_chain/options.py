@@ -9,9 +9,8 @@ from grf_fusion._checks.arguments import (
     expect_probability,
     expect_size,
 )
-from grf_fusion._layers.block import check_block_options
-from grf_fusion._layers.decoder import ACTIVATIONS
 from grf_fusion._layers.gate import check_unit_options
+from grf_fusion._layers.options import ACTIVATIONS, BlockOptions
 
 OWNER = "GatedRecurrentFusion"
 Form = Literal["summary", "residual", "paper"]
@@ -140,18 +139,25 @@ def _settle_block(given: ChainOptions, *, own_block: bool) -> ChainOptions:
             f"{OWNER}: expected `num_heads` with form={given.form!r}, got None. "
             "Give a number of attention heads that divides `embed_dim`."
         )
+    given = dataclasses.replace(given, norm_first=norm_first, self_attention=attention)
     if not own_block:
-        check_block_options(
-            given.embed_dim,
-            num_heads=cast(int, given.num_heads),
-            num_layers=given.num_layers,
-            dim_feedforward=given.dim_feedforward,
-            dropout=given.dropout,
-            activation=given.activation,
-            norm_first=norm_first,
-            self_attention=attention,
-            symmetric=given.symmetric,
-            packing=given.packing,
-            checkpoint=given.checkpoint,
-        )
-    return dataclasses.replace(given, norm_first=norm_first, self_attention=attention)
+        block_options(given)
+    return given
+
+
+def block_options(settled: ChainOptions) -> BlockOptions:
+    """Return the options of the chain's block, checked."""
+    return BlockOptions(
+        embed_dim=settled.embed_dim,
+        num_heads=cast(int, settled.num_heads),
+        num_layers=settled.num_layers,
+        dim_feedforward=settled.dim_feedforward,
+        dropout=settled.dropout,
+        activation=settled.activation,
+        norm_first=cast(bool, settled.norm_first),
+        self_attention=cast('bool | Literal["linear"]', settled.self_attention),
+        symmetric=settled.symmetric,
+        packing=settled.packing,
+        checkpoint=settled.checkpoint,
+        pooled_context=settled.context == "pooled",
+    )

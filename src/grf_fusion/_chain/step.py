@@ -41,7 +41,7 @@ class Incoming(NamedTuple):
     present: Tensor
 
 
-class Met(NamedTuple):
+class StepResult(NamedTuple):
     """What a step offers every sample, as if each had a context and the modality.
 
     Attributes:
@@ -163,12 +163,12 @@ def _meet(
     encode: Callable[[Tensor], Tensor],
     mode: Mode,
     residual: bool,
-) -> Met:
+) -> StepResult:
     if block is None:
         update = incoming.encoded.squeeze(1)
         given = (state.context, update)
         fused, gate = _pair("unit()", unit(*given, return_gate=True), given)
-        return Met(fused, state.context, gate)
+        return StepResult(fused, state.context, gate)
     is_sequence = state.context.ndim == 3
     context = state.context if is_sequence else state.context.unsqueeze(1)
     # A position that is added to one vector at every step crowds out what the vector has kept.
@@ -191,13 +191,13 @@ def _meet(
         update = update.unsqueeze(1)
         pair = (context, enriched + update) if residual else (enriched, update.expand_as(enriched))
         fused, gate = _pair("unit()", unit(*pair, return_gate=True), (enriched, enriched))
-        return Met(fill_masked(fused, state.mask), state.context, gate)
+        return StepResult(fill_masked(fused, state.mask), state.context, gate)
     pooled = masked_mean(enriched, readable)
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, state.mask) if is_sequence else state.context
     pair = (held, pooled + update) if residual else (pooled, update)
     fused, gate = _pair("unit()", unit(*pair, return_gate=True), (pooled, pooled))
-    return Met(fused, held, gate)
+    return StepResult(fused, held, gate)
 
 
 def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ FEW = 2**13
 LANES = 2**16
 
 
-class Keep:
+class DropoutMask:
     """Draws which entries are kept, the same ones for the same seed and order of calls.
 
     The probability is rounded to a multiple of 2**-16. What is kept is multiplied by ``scale``,
@@ -71,7 +71,7 @@ class _Drop(Formula):
         ctx: Any, values: Tensor, residual: Tensor | None, probability: float, seed: int
     ) -> Tensor:
         ctx.probability, ctx.seed, ctx.residual = probability, seed, residual is not None
-        keep = Keep(probability, seed)
+        keep = DropoutMask(probability, seed)
         out = torch.empty_like(values, memory_format=torch.contiguous_format)
         flat, result = values.reshape(-1), out.view(-1)
         before = None if residual is None else residual.reshape(-1)

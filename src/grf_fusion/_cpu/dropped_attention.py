@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grf_fusion._checks.tracing import softmax_backward
-from grf_fusion._cpu.dropout import TILE, Keep, draw_seed, spans
+from grf_fusion._cpu.dropout import TILE, DropoutMask, draw_seed, spans
 from grf_fusion._cpu.formula import Formula, differentiable_gradients
 
 DENSE = torch.contiguous_format
@@ -90,7 +90,7 @@ class _Attention(Formula):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         ctx.save_for_backward(q, k, v)
         ctx.plan = plan
-        keep = Keep(plan.dropout, plan.seed)
+        keep = DropoutMask(plan.dropout, plan.seed)
         out = torch.empty_like(q, memory_format=DENSE)
         for piece in plan.pieces:
             query, key, value = _by_head(piece, q, k, v)
@@ -113,7 +113,7 @@ class _Attention(Formula):
         if torch.is_grad_enabled():
             return *differentiable_gradients(_attend_plainly, saved, gradient, plan), None
         q, k, v = saved
-        keep, scale = Keep(plan.dropout, plan.seed), q.shape[-1] ** -0.5
+        keep, scale = DropoutMask(plan.dropout, plan.seed), q.shape[-1] ** -0.5
         dq, dk, dv = (torch.empty_like(x, memory_format=DENSE) for x in saved)
         for piece in plan.pieces:
             query, key, value = _by_head(piece, q, k, v)
@@ -142,7 +142,7 @@ class _Attention(Formula):
 
 def _attend_plainly(saved: Sequence[Tensor], plan: Plan) -> Tensor:
     q, k, v = saved
-    keep = Keep(plan.dropout, plan.seed)
+    keep = DropoutMask(plan.dropout, plan.seed)
     read = torch.zeros_like(q)
     for piece in plan.pieces:
         query, key, value = _by_head(piece, q, k, v)

@@ -140,8 +140,8 @@ def _attend_packed(
 ) -> Tensor:
     if dropout > 0.0 and is_plain_call(q):
         pieces = tuple(
-            Piece(ours.samples, ours.rows, theirs.rows, theirs.allowed)
-            for ours, theirs in zip(queries.groups, keys.groups, strict=True)
+            Piece(query.samples, query.rows, key.rows, key.allowed)
+            for query, key in zip(queries.groups, keys.groups, strict=True)
         )
         read = attend_with_dropout(q, k, v, pieces, dropout)
     else:

@@ -30,7 +30,7 @@ class Arrival(NamedTuple):
     present: Tensor | None
 
 
-def who_has(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
+def presence_of(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
     """Tell which samples have the modality: ``(batch,)`` bool."""
     if arrival.features is None:
         return torch.zeros(batch, dtype=torch.bool, device=device)
@@ -191,7 +191,7 @@ def check_call(
     }, batch
 
 
-def tell_presence(
+def presence_matrix(
     owner: str,
     features: object,
     masks: object,
@@ -217,7 +217,7 @@ def tell_presence(
         ShapeError: If anything does not fit.
     """
     arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
-    columns = [who_has(arrival, batch, like.device) for arrival in arrivals.values()]
+    columns = [presence_of(arrival, batch, like.device) for arrival in arrivals.values()]
     return torch.stack(columns, dim=1)
 
 

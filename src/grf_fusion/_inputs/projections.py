@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._inputs.call import Arrival, check_call, who_has
+from grf_fusion._inputs.call import Arrival, check_call, presence_of
 from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
@@ -37,7 +37,7 @@ def project(
     """Scale and project a modality, with zeros for whatever is not real."""
     weight = projection.weight
     features, mask, present = arrival
-    here = who_has(arrival, batch, weight.device)
+    here = presence_of(arrival, batch, weight.device)
     if features is None:
         # One empty step instead of no step: every parameter stays in the graph with a zero
         # gradient, and the ranks of a distributed job run the same modules in the same order.

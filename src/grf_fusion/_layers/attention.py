@@ -156,7 +156,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if isinstance(keys, Padded) and not need_weights:
             if keys.one_step:
-                value = keys.unpack(self.v_proj(memory)) + self._anchor(query)
+                value = keys.unpack(self.v_proj(memory)) + self._zero_of_unused(query)
                 return spread_value(self, value, query, queries), None
             foldable = queries.one_step and _worth_joining(memory, self.k_proj, self.v_proj)
             if foldable and has_bias(self.v_proj) and not has_bias(self.k_proj):
@@ -197,7 +197,7 @@ class Attention(nn.Module):
         read = F.dropout(weights, self.dropout, self.training) @ v
         return read.transpose(1, 2), weights
 
-    def _anchor(self, query: Tensor) -> Tensor:
+    def _zero_of_unused(self, query: Tensor) -> Tensor:
         """Return 0, computed from the parameters that a single key makes irrelevant.
 
         They thereby stay in the graph. A sum over no rows reads nothing and has zero gradients.

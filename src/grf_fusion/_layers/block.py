@@ -7,13 +7,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._checks.arguments import (
-    expect_choice,
-    expect_flag,
     expect_floating,
-    expect_heads,
-    expect_probability,
     expect_shape,
-    expect_size,
     expect_steps,
     expect_tensor,
 )
@@ -21,38 +16,8 @@ from grf_fusion._checks.tracing import can_read
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
 from grf_fusion._layers.attention import AttentionWeights
-from grf_fusion._layers.decoder import ACTIVATIONS, DecoderLayer, run_layers
-
-OWNER = "SymmetricCrossAttentionBlock"
-
-
-def check_block_options(
-    embed_dim: int,
-    *,
-    num_heads: int,
-    num_layers: int,
-    dim_feedforward: int | None,
-    dropout: float,
-    activation: str,
-    norm_first: bool,
-    self_attention: bool | Literal["linear"],
-    symmetric: bool,
-    packing: bool | Literal["auto"],
-    checkpoint: bool,
-) -> None:
-    """Refuse, with ValueError, what no `SymmetricCrossAttentionBlock` can be built from."""
-    expect_size(OWNER, "embed_dim", embed_dim)
-    expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
-    expect_size(OWNER, "num_layers", num_layers)
-    if dim_feedforward is not None:
-        expect_size(OWNER, "dim_feedforward", dim_feedforward)
-    expect_probability(OWNER, "dropout", dropout)
-    expect_choice(OWNER, "activation", activation, ACTIVATIONS)
-    expect_flag(OWNER, "norm_first", norm_first)
-    expect_flag(OWNER, "self_attention", self_attention, other="linear")
-    expect_flag(OWNER, "symmetric", symmetric)
-    expect_flag(OWNER, "packing", packing, other="auto")
-    expect_flag(OWNER, "checkpoint", checkpoint)
+from grf_fusion._layers.decoder import DecoderLayer, run_layers
+from grf_fusion._layers.options import OWNER, BlockOptions
 
 
 class SymmetricCrossAttentionBlock(nn.Module):
@@ -145,8 +110,8 @@ class SymmetricCrossAttentionBlock(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_block_options(
-            embed_dim,
+        options = BlockOptions(
+            embed_dim=embed_dim,
             num_heads=num_heads,
             num_layers=num_layers,
             dim_feedforward=dim_feedforward,
@@ -157,8 +122,8 @@ class SymmetricCrossAttentionBlock(nn.Module):
             symmetric=symmetric,
             packing=packing,
             checkpoint=checkpoint,
+            pooled_context=pooled_context,
         )
-        hidden = 4 * embed_dim if dim_feedforward is None else dim_feedforward
         super().__init__()
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -168,19 +133,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
 
         def stack(*, of_context: bool) -> nn.ModuleList:
             return nn.ModuleList(
-                DecoderLayer(
-                    embed_dim,
-                    num_heads=num_heads,
-                    dim_feedforward=hidden,
-                    dropout=dropout,
-                    activation=activation,
-                    norm_first=norm_first,
-                    self_attention=self_attention,
-                    one_step=pooled_context and of_context,
-                    one_key=pooled_context and not of_context,
-                    device=device,
-                    dtype=dtype,
-                )
+                DecoderLayer(options, of_context=of_context, device=device, dtype=dtype)
                 for _ in range(num_layers)
             )
 
@@ -250,29 +203,34 @@ class SymmetricCrossAttentionBlock(nn.Module):
         tracing = torch.compiler.is_compiling()
         one_step = self.pooled_context if tracing else context.shape[1] == 1
         packed = not need_weights and self.packs(context, context_mask, modality_mask)
-        ours: Layout = Padded(context_mask, one_step=one_step)
-        theirs: Layout = Padded(modality_mask)
-        memory, memory_steps = modality, theirs
+        context_steps: Layout = Padded(context_mask, one_step=one_step)
+        modality_steps: Layout = Padded(modality_mask)
+        memory, memory_steps = modality, modality_steps
         if packed:
             if one_step:
                 # One query reads the modality where it lies; many read its rows.
-                (theirs,) = lay_out([modality], [modality_mask])
-                modality = theirs.pack(modality)
+                (modality_steps,) = lay_out([modality], [modality_mask])
+                modality = modality_steps.pack(modality)
             else:
-                theirs, ours = lay_out([modality, context], [modality_mask, context_mask])
-                modality, context = theirs.pack(modality), ours.pack(context)
-                memory, memory_steps = modality, theirs
+                modality_steps, context_steps = lay_out(
+                    [modality, context], [modality_mask, context_mask]
+                )
+                modality, context = modality_steps.pack(modality), context_steps.pack(context)
+                memory, memory_steps = modality, modality_steps
         recompute = self.checkpoint and torch.is_grad_enabled() and not tracing
         options = {"need_weights": need_weights, "recompute": recompute}
         new_context, context_self, context_cross = run_layers(
-            self.context_layers, context, memory, ours, memory_steps, **options
+            self.context_layers, context, memory, context_steps, memory_steps, **options
         )
         new_modality, modality_self, modality_cross = modality, None, None
         if self.modality_layers is not None:
             new_modality, modality_self, modality_cross = run_layers(
-                self.modality_layers, modality, context, theirs, ours, **options
+                self.modality_layers, modality, context, modality_steps, context_steps, **options
             )
-        new_context, new_modality = ours.unpack(new_context), theirs.unpack(new_modality)
+        new_context, new_modality = (
+            context_steps.unpack(new_context),
+            modality_steps.unpack(new_modality),
+        )
         if not need_weights:
             return new_context, new_modality
         weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)

@@ -1,10 +1,9 @@
 """The decoder layer that both stacks of the symmetric cross-attention are made of."""
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -12,8 +11,7 @@ from grf_fusion._cpu.dropout import drop
 from grf_fusion._cpu.layout import Layout, Padded
 from grf_fusion._layers.attention import Attention, OneKeyAttention
 from grf_fusion._layers.linear_attention import LinearAttention
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+from grf_fusion._layers.options import ACTIVATIONS, BlockOptions
 
 # Enriched rows, and the weights of self-attention and cross-attention.
 Rows = tuple[Tensor, Tensor | None, Tensor | None]
@@ -35,45 +33,41 @@ class DecoderLayer(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int,
+        options: BlockOptions,
         *,
-        num_heads: int,
-        dim_feedforward: int,
-        dropout: float,
-        activation: str,
-        norm_first: bool,
-        self_attention: bool | Literal["linear"],
-        one_step: bool,
-        one_key: bool,
+        of_context: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        dim, heads, dropout = options.embed_dim, options.num_heads, options.dropout
+        one_step = options.pooled_context and of_context
+        one_key = options.pooled_context and not of_context
 
         def attention(*, one_key: bool, dropout: float = dropout) -> Attention | OneKeyAttention:
             kind = OneKeyAttention if one_key else Attention
-            return kind(embed_dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype)
+            return kind(dim, num_heads=heads, dropout=dropout, device=device, dtype=dtype)
 
         def self_attn() -> Attention | LinearAttention | OneKeyAttention:
-            if self_attention != "linear":
+            if options.self_attention != "linear":
                 return attention(one_key=one_step)
             if one_step:
                 # The weight of a single key is 1 whatever the kernel, and none is dropped.
                 return attention(one_key=True, dropout=0.0)
-            return LinearAttention(embed_dim, num_heads=num_heads, device=device, dtype=dtype)
+            return LinearAttention(dim, num_heads=heads, device=device, dtype=dtype)
 
         def norm() -> nn.LayerNorm:
-            return nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+            return nn.LayerNorm(dim, device=device, dtype=dtype)
 
-        self.norm_first = norm_first
-        self.activation = activation
-        self.self_attn = self_attn() if self_attention else None
-        self.self_attn_norm = norm() if self_attention else None
+        self.norm_first = options.norm_first
+        self.activation = options.activation
+        self.self_attn = self_attn() if options.self_attention else None
+        self.self_attn_norm = norm() if options.self_attention else None
         self.cross_attn = attention(one_key=one_key)
         # Before an attention over one key it would only reach the query, which does not matter.
-        self.cross_attn_norm = None if one_key and norm_first else norm()
-        self.linear1 = nn.Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
-        self.linear2 = nn.Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
+        self.cross_attn_norm = None if one_key and self.norm_first else norm()
+        self.linear1 = nn.Linear(dim, options.hidden, device=device, dtype=dtype)
+        self.linear2 = nn.Linear(options.hidden, dim, device=device, dtype=dtype)
         self.feedforward_norm = norm()
         self.dropout = nn.Dropout(dropout)
 

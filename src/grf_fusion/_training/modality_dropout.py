@@ -61,10 +61,10 @@ class ModalityDropout(nn.Module):
             )
         if not self.training:
             return present
-        luck = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
-        # The luckiest modality stays in any case, so that no sample loses all it has.
-        luckiest = luck == luck.max(dim=1, keepdim=True).values
-        return present & ((luck >= self.p) | luckiest)
+        draws = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+        # The modality with the highest draw stays in any case, so that no sample loses all it has.
+        highest = draws == draws.max(dim=1, keepdim=True).values
+        return present & ((draws >= self.p) | highest)
 
     @override
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import tell_presence
+from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
 from grf_fusion._inputs.projections import Received, make_projections, receive_all, weight_of
 
@@ -165,7 +165,7 @@ class ContrastiveAlignment(nn.Module):
     ) -> Tensor:
         """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
-        return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

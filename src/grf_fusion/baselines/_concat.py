@@ -17,7 +17,7 @@ from grf_fusion._checks.arguments import (
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.call import tell_presence
+from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._inputs.projections import (
     Received,
@@ -210,7 +210,7 @@ class ConcatFusion(nn.Module):
     ) -> Tensor:
         """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
-        return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

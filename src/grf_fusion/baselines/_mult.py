@@ -15,7 +15,7 @@ from grf_fusion._checks.arguments import (
     expect_size,
 )
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import Arrival, check_call, tell_presence
+from grf_fusion._inputs.call import Arrival, check_call, presence_matrix
 from grf_fusion._inputs.projections import (
     Received,
     clear_empty,
@@ -231,7 +231,7 @@ class MulT(nn.Module):
     ) -> Tensor:
         """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
         like = weight_of(self.projections)
-        return tell_presence(OWNER, features, masks, present, declared=self.modalities, like=like)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

@@ -12,17 +12,17 @@ from grf_fusion._cpu.dropout import drop
 from grf_fusion._layers.attention import split_heads
 
 
-class Sight(NamedTuple):
+class AttentionMask(NamedTuple):
     """Which query may attend to which key.
 
     Attributes:
         allowed: ``(queries, keys)`` or ``(batch, 1, queries, keys)`` bool; ``None`` where a query
             may attend to itself and all before it.
-        blind: ``(batch, 1, queries, 1)`` bool: queries without a key; ``None`` if there are none.
+        unreadable: ``(batch, 1, queries, 1)`` bool: queries without a key, ``None`` for none.
     """
 
     allowed: Tensor | None
-    blind: Tensor | None
+    unreadable: Tensor | None
 
 
 def extent(real: Tensor) -> Tensor:
@@ -31,7 +31,9 @@ def extent(real: Tensor) -> Tensor:
     return (real * places).amax(dim=1)
 
 
-def look(x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None) -> Sight:
+def causal_mask(
+    x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None
+) -> AttentionMask:
     """Let query ``i`` attend to the real keys ``j <= i + |difference of the lengths|``.
 
     A length ends with the last real step, so padding behind it has no effect.
@@ -46,7 +48,7 @@ def look(x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None
     places = torch.arange(queries, device=x.device).unsqueeze(1)
     ahead = torch.arange(keys, device=x.device) - places
     if real is None and readable is None:
-        return Sight(ahead <= abs(queries - keys), None)
+        return AttentionMask(ahead <= abs(queries - keys), None)
     ends = (
         torch.full((x.shape[0],), time, device=x.device) if mask is None else extent(mask)
         for mask, time in ((real, queries), (readable, keys))
@@ -54,9 +56,9 @@ def look(x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None
     allowed = ahead <= torch.sub(*ends).abs()[:, None, None]
     if readable is not None:
         allowed = allowed & readable.unsqueeze(1)
-    blind = ~allowed.any(dim=-1, keepdim=True)
-    # A softmax over nothing is NaN: blind queries read all, and what they read is thrown away.
-    return Sight((allowed | blind).unsqueeze(1), blind.unsqueeze(1))
+    unreadable = ~allowed.any(dim=-1, keepdim=True)
+    # A softmax over nothing is NaN: unreadable queries read all, and what they read is thrown away.
+    return AttentionMask((allowed | unreadable).unsqueeze(1), unreadable.unsqueeze(1))
 
 
 class MulTLayer(nn.Module):
@@ -102,27 +104,27 @@ class MulTLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
     @override
-    def forward(self, x: Tensor, memory: Tensor | None, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor | None, mask: AttentionMask) -> Tensor:
         """Attend to the memory, or to the steps themselves without one."""
         query = self.attention_norm(x)
-        read = self._read(query, query if memory is None else self.attention_norm(memory), sight)
+        read = self._read(query, query if memory is None else self.attention_norm(memory), mask)
         x = drop(self.dropout, read, x)
         hidden = F.relu(self.linear1(self.feedforward_norm(x)))
         return drop(self.dropout, self.linear2(drop(self.dropout, hidden)), x)
 
-    def _read(self, query: Tensor, memory: Tensor, sight: Sight) -> Tensor:
+    def _read(self, query: Tensor, memory: Tensor, mask: AttentionMask) -> Tensor:
         projected = (self.q_proj(query), *self.kv_proj(memory).chunk(2, dim=-1))
         q, k, v = (split_heads(rows, self.head_dim).transpose(1, 2) for rows in projected)
         read = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=sight.allowed,
+            attn_mask=mask.allowed,
             dropout_p=self.dropout.p if self.dropout.training else 0.0,
-            is_causal=sight.allowed is None,
+            is_causal=mask.allowed is None,
         )
-        if sight.blind is not None:
-            read = read.masked_fill(sight.blind, 0.0)
+        if mask.unreadable is not None:
+            read = read.masked_fill(mask.unreadable, 0.0)
         return self.out_proj(read.transpose(1, 2).flatten(-2))
 
 
@@ -164,15 +166,15 @@ class MulTStack(nn.Module):
     ) -> Tensor:
         """Scale, add positions and run the layers."""
         if memory is not None:
-            sight = look(x, real, memory, readable)
+            mask = causal_mask(x, real, memory, readable)
             memory = self._encode(memory)
         elif real is not None:
-            sight = look(x, real, x, real)
+            mask = causal_mask(x, real, x, real)
         else:
-            sight = Sight(None, None)
+            mask = AttentionMask(None, None)
         x = self._encode(x)
         for layer in self.layers:
-            x = layer(x, memory, sight)
+            x = layer(x, memory, mask)
         return self.norm(x)
 
     def _encode(self, x: Tensor) -> Tensor:
