@@ -207,7 +207,7 @@ def named_models() -> set[str]:
     files = [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "examples").glob("*.py")]
     files.append(REPOSITORY / "README.md")
     found = (match for path in files for match in NAMED.findall(path.read_text("utf-8")))
-    own = {"my-fusion", "classifier"}
+    own = {"my-fusion", "fusion-classifier"}
     return {first or second for first, second in found} - own
 
 

@@ -69,13 +69,14 @@ def test_counts_are_those_of_the_call(call: FusionCall) -> None:
     "fusion",
     [
         make(),
-        make(share_weights=False),
+        make(form="residual"),
+        make(form="residual", share_weights=False),
         ConcatFusion(WIDTHS, embed_dim=8),
         WeightedSumFusion(WIDTHS, embed_dim=8),
         CrossModalAttentionFusion(WIDTHS, embed_dim=8, num_heads=2),
         MulT(WIDTHS, embed_dim=8, num_heads=2, num_layers=1),
     ],
-    ids=["shared", "own weights", "concat", "weighted sum", "cross-modal", "mult"],
+    ids=["default", "shared", "own weights", "concat", "weighted sum", "cross-modal", "mult"],
 )
 def test_operations_and_parameters(fusion: nn.Module) -> None:
     features = batch_of()
@@ -93,8 +94,8 @@ def test_operations_and_parameters(fusion: nn.Module) -> None:
 def test_what_packs_is_counted_without_padding_left_out() -> None:
     features = batch_of()
     mask = mask_from_lengths(torch.tensor([5, 1, 1, 1]), 5)
-    packed = summary(make(packing=True), features, masks={"text": mask})
-    assert packed.operations == summary(make(packing=False), features).operations
+    packed = summary(make(form="residual", packing=True), features, masks={"text": mask})
+    assert packed.operations == summary(make(form="residual", packing=False), features).operations
 
 
 def test_a_modality_that_is_left_out_costs_nothing() -> None:
@@ -126,15 +127,22 @@ def test_text() -> None:
     assert re.sub(" +", " ", lines[1]) == (
         "modality width present real steps padded parameters operations"
     )
-    assert re.sub(" +", " ", lines[2]).startswith("text 7 4 of 4 14 of 20 30% 64 (")
-    assert re.sub(" +", " ", lines[3]).startswith("image 5 3 of 4 9 of 12 25% 48 (")
+    assert re.sub(" +", " ", lines[2]).startswith(
+        f"text 7 4 of 4 14 of 20 30% {found.parameters[0]} ("
+    )
+    assert re.sub(" +", " ", lines[3]).startswith(
+        f"image 5 3 of 4 9 of 12 25% {found.parameters[1]} ("
+    )
     assert len({len(line) for line in lines[1:]}) == 1
     assert len(lines) == 5
 
 
 def test_text_of_what_is_not_there() -> None:
-    lines = str(summary(make(), {"text": torch.randn(2, 3, 7)})).splitlines()
-    assert re.sub(" +", " ", lines[3]).startswith("image 5 0 of 2 0 of 0 - 48 (")
+    found = summary(make(), {"text": torch.randn(2, 3, 7)})
+    lines = str(found).splitlines()
+    assert re.sub(" +", " ", lines[3]).startswith(
+        f"image 5 0 of 2 0 of 0 - {found.parameters[1]} ("
+    )
     assert lines[3].endswith("0 (0%)")
     assert [line.partition(".")[0] for line in lines[5:]] == [
         "hint: No sample has 'image'",
