@@ -36,7 +36,7 @@ CPU_ONLY = {
     for name in (
         *("packing", "tiles", "collate", "deploy", "distributed", "soak"),
         *("api", "distribution", "env", "mutation", "project", "publishing", "site", "docs"),
-        *("english", "benchmarks", "cost_model", "rows"),
+        *("english", "benchmarks", "cost_model"),
         *("quality", "quality_evidence", "quality_rivals"),
     )
 }

@@ -23,6 +23,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "two layers of a summary": {"num_layers": 2},
     "summary, opening with the first": {"opening": "first"},
+    "summary, own weights": {"share_weights": False},
     "residual": RESIDUAL,
     "paper": {"form": "paper"},
     "paper, pre-norm": {"form": "paper", "norm_first": True},

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.collate import CASES, Case, draw
+from benchmarks.collate import by_hand as made_by_hand
 from grf_fusion import Batch, GatedRecurrentFusion, ShapeError, collate
 from grf_fusion._inputs import samples as checks
 from grf_fusion.baselines import (
@@ -671,3 +673,13 @@ def test_arrays_are_known_only_where_numpy_is(monkeypatch: pytest.MonkeyPatch) -
     assert collate(samples, WIDTHS, extras=["y"]).extras["y"].tolist() == [1]
     with pytest.raises(ShapeError, match="got ndarray"):
         collate([{"text": np.ones((2, 7), "float32")}], WIDTHS)
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.3])
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+def test_the_benchmark_compares_the_same(case: Case, absent: float) -> None:
+    samples = draw(case, absent)
+    features, masks, present = made_by_hand(samples, case.widths)
+    expected = Batch(features, masks, present, {})
+    assert_same_bits(flat(collate(samples, case.widths)), flat(expected))
+    assert present.all() == (absent == 0.0)

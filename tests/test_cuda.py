@@ -69,8 +69,8 @@ def fresh_compiler() -> Iterator[None]:
 @contextmanager
 def nothing_waits() -> Iterator[None]:
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -133,6 +133,8 @@ LATER = {
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text("utf-8")
     for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    # Tables, written by `benchmarks.quality`.
+    if path.parent.name != "evidence"
 }
 DOCSTRINGS = docstrings(MODULES)
 

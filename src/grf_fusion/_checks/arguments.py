@@ -4,6 +4,7 @@ Axis names used everywhere: ``batch`` (samples), ``time`` (steps of a sequence),
 of a step), ``heads`` and ``head_dim`` (``dim = heads * head_dim``), ``modalities``.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from typing import cast
 
@@ -131,14 +132,44 @@ def expect_same_device(owner: str, argument: str, tensor: Tensor, device: torch.
         )
 
 
+def expect_number(
+    owner: str,
+    argument: str,
+    value: object,
+    rule: str,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    whole: bool = False,
+) -> None:
+    """Refuse what is no number in an interval; True, False, infinities and NaN never are.
+
+    Args:
+        owner: Class that refuses.
+        argument: Argument as the caller wrote it.
+        value: The value.
+        rule: The interval in words.
+        at_least: The smallest number.
+        above: What it has to exceed.
+        below: What it has to stay below.
+        whole: Whether it has to be an integer.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not number or not (at_least <= cast(float, value) < below and cast(float, value) > above):
+        raise ValueError(f"{owner}: expected `{argument}` to be {rule}, got {value!r}.")
+
+
 def expect_size(owner: str, argument: str, value: object) -> None:
     """Refuse a size or a number of draws that is not a positive integer.
 
     Raises:
         ValueError: If it is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{owner}: expected `{argument}` to be a positive integer, got {value!r}.")
+    expect_number(owner, argument, value, "a positive integer", at_least=1, whole=True)
 
 
 def expect_heads(owner: str, argument: str, dim: int, num_heads: object) -> None:
@@ -161,10 +192,7 @@ def expect_probability(owner: str, argument: str, value: float) -> None:
     Raises:
         ValueError: If it is.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.0 <= value < 1.0:
-        raise ValueError(
-            f"{owner}: expected `{argument}` to be a probability in [0, 1), got {value!r}."
-        )
+    expect_number(owner, argument, value, "a probability in [0, 1)", at_least=0, below=1)
 
 
 def expect_flag(owner: str, argument: str, value: object, *, other: str | None = None) -> None:

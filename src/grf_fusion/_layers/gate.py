@@ -1,6 +1,5 @@
 """The gated fusion unit decides, for each feature, how much an update overwrites."""
 
-import math
 from typing import Literal, overload
 
 import torch
@@ -10,6 +9,7 @@ from typing_extensions import override
 from grf_fusion._checks.arguments import (
     ShapeError,
     expect_floating,
+    expect_number,
     expect_probability,
     expect_shape,
     expect_size,
@@ -23,12 +23,7 @@ def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> N
     """Refuse, with ValueError, what no `GatedFusionUnit` can be built from."""
     expect_size(OWNER, "embed_dim", embed_dim)
     expect_probability(OWNER, "dropout", dropout)
-    if (
-        not isinstance(gate_bias, int | float)
-        or isinstance(gate_bias, bool)
-        or not math.isfinite(gate_bias)
-    ):
-        raise ValueError(f"{OWNER}: expected `gate_bias` to be a finite number, got {gate_bias!r}.")
+    expect_number(OWNER, "gate_bias", gate_bias, "a finite number")
 
 
 class GatedFusionUnit(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import expect_size
+from grf_fusion._checks.arguments import expect_number, expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
@@ -76,12 +76,9 @@ class ContrastiveAlignment(nn.Module):
     ) -> None:
         declared = check_modalities(OWNER, modalities, fewest=2)
         expect_size(OWNER, "embed_dim", embed_dim)
-        number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-        if not number or not 1 / LARGEST_SCALE < temperature < math.inf:
-            raise ValueError(
-                f"{OWNER}: expected `temperature` to be a finite number above "
-                f"{1 / LARGEST_SCALE}, got {temperature!r}."
-            )
+        least = 1 / LARGEST_SCALE
+        rule = f"a finite number above {least}"
+        expect_number(OWNER, "temperature", temperature, rule, above=least)
         super().__init__()
         self.modalities = declared
         self.embed_dim = embed_dim

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
-from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._checks.arguments import ShapeError, expect_number
 
 
 def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1.0) -> None:
@@ -12,11 +12,7 @@ def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1
     Raises:
         ValueError: If it is not.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < cast(float, value) < most:
-        raise ValueError(
-            f"{owner}: expected `{argument}` to be a number in (0, {most:g}), got {value!r}."
-        )
+    expect_number(owner, argument, value, f"a number in (0, {most:g})", above=0, below=most)
 
 
 def expect_several(owner: str, argument: str, value: object) -> None:
@@ -25,10 +21,7 @@ def expect_several(owner: str, argument: str, value: object) -> None:
     Raises:
         ValueError: If it is not an integer of at least 2.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-        raise ValueError(
-            f"{owner}: expected `{argument}` to be an integer of at least 2, got {value!r}."
-        )
+    expect_number(owner, argument, value, "an integer of at least 2", at_least=2, whole=True)
 
 
 def expect_function(owner: str, argument: str, value: object) -> Callable[..., Any]:
