@@ -28,7 +28,7 @@ ROOTS = [
 # hatchling adds these two by itself.
 ADDED = {".gitignore", "PKG-INFO"}
 # The layers by themselves are below 95,000; diagnostics and pictures are the rest.
-MOST_BYTES = 130_000
+MOST_BYTES = 160_000
 
 
 @dataclass(frozen=True)
