@@ -39,7 +39,12 @@ from grf_fusion.baselines import (
     MulT,
     WeightedSumFusion,
 )
-from reference import random_params, reference_positions
+from reference import (
+    random_params,
+    read_out_summary,
+    reference_positions,
+    reference_summary,
+)
 from strategies import AdapterCall, BaselineCall, BlockCall, FusionCall
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -873,6 +878,8 @@ def assert_trace_tells_the_way(fusion: GatedRecurrentFusion, call: FusionCall) -
         )
     else:
         start = fusion.initial_context.detach()
+        if call.config.form == "summary":
+            start = fusion.norm(start.expand(batch, -1))[0]
     openers = opening_contexts(fusion, call)
     for sample in range(batch):
         is_open = learned
@@ -889,7 +896,7 @@ def assert_trace_tells_the_way(fusion: GatedRecurrentFusion, call: FusionCall) -
 
 
 def opening_contexts(fusion: GatedRecurrentFusion, call: FusionCall) -> list[Tensor]:
-    """What each sample would open with at each place: its pooled projection, by loops."""
+    """What each sample would open with at each place: pooled projection or summary, by loops."""
     openers: list[Tensor] = []
     for place, name in enumerate(call.order or call.config.modalities):
         features, mask = call.features.get(name), (call.masks or {}).get(name)
@@ -902,6 +909,11 @@ def opening_contexts(fusion: GatedRecurrentFusion, call: FusionCall) -> list[Ten
             real = [t for t in range(len(steps)) if mask is None or mask[sample, t]]
             if not real:
                 rows.append(torch.zeros(call.config.embed_dim, dtype=call.dtype))
+                continue
+            if call.config.form == "summary":
+                params = fusion.state_dict()
+                summary = reference_summary(params, call.config, name, steps[real], real)
+                rows.append(read_out_summary(params, summary))
                 continue
             encoded = projection(steps[real])
             # A sequence that is kept as such is read without positions.

@@ -427,10 +427,14 @@ def _open(config: FusionConfig, place: int, projected: Tensor, real: list[int]) 
     return _State(_mean(projected + _positions(real, projected))[None], [0])
 
 
-def reference_summary(params: Params, config: FusionConfig, name: str, rows: Tensor) -> Tensor:
-    """One modality of one sample as one vector; `rows` are its projected real steps with PE."""
+def reference_summary(
+    params: Params, config: FusionConfig, name: str, rows: Tensor, real: list[int]
+) -> Tensor:
+    """One modality of one sample as one vector, of its real steps and their indices."""
+    scale = params[f"scales.{name}.rms"]
+    projected = _linear(params, f"projections.{name}", rows / (scale if scale else 1.0))
     steps: list[Tensor] = []
-    for row in rows:
+    for row in projected + 0.3 * _positions(real, projected):
         value = row
         for layer in range(config.num_layers):
             value = _linear(
@@ -489,9 +493,14 @@ def _step(
     return _State(fused[None], [0]), gate
 
 
+def read_out_summary(params: Params, context: Tensor) -> Tensor:
+    """The result of the summary form for one context."""
+    return _layer_norm(params, "norm", context[None])[0]
+
+
 def _read_out(params: Params, config: FusionConfig, state: _State) -> Tensor:
     pooled = _pool(state)
-    return _layer_norm(params, "norm", pooled[None])[0] if config.form == "summary" else pooled
+    return read_out_summary(params, pooled) if config.form == "summary" else pooled
 
 
 def _fuse_sample(
@@ -509,10 +518,7 @@ def _fuse_sample(
     for place, (name, rows, real) in enumerate(inputs):
         gate = nothing
         if real and config.form == "summary":
-            scale = params[f"scales.{name}.rms"]
-            projected = _linear(params, f"projections.{name}", rows / (scale if scale else 1.0))
-            placed = projected + 0.3 * _positions(real, projected)
-            summary = reference_summary(params, config, name, placed)
+            summary = reference_summary(params, config, name, rows, real)
             if state is None:
                 state = _State(summary[None], [0])
             else:

@@ -1045,17 +1045,17 @@ def test_the_table_holds_what_was_run(tmp_path):
 
 
 def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights(tmp_path):
-    only = ["--only", "synthetic-binary,GRF, gate bias 0"]
+    only = ["--only", "synthetic-binary,GRF, two layers"]
     command.main(["--out", str(tmp_path), "--quick", "--no-progress", *only])
     store = Store(tmp_path / "runs.jsonl")
     ran = {(r["stage"], r["method"]) for r in store.records.values() if "method" in r}
-    assert ran == {("trial", "GRF"), ("final", "GRF, gate bias 0"), ("cost", "GRF, gate bias 0")}
+    assert ran == {("trial", "GRF"), ("final", "GRF, two layers"), ("cost", "GRF, two layers")}
     (summary,) = tables.summarise(store)
     (row,) = summary["rows"]
-    assert (row["name"], row["seeds"]) == ("GRF, gate bias 0", 2)
+    assert (row["name"], row["seeds"]) == ("GRF, two layers", 2)
     assert row["costs"]["training"]["median"] > 0
     trial = next(r for r in store.records.values() if r["stage"] == "trial")
-    assert row["parameters"] < trial["parameters"]
+    assert row["parameters"] > trial["parameters"]
 
 
 def test_a_page_gets_what_is_generated_between_its_marks(tmp_path):
