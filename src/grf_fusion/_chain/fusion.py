@@ -54,8 +54,8 @@ class GatedRecurrentFusion(nn.Module):
     r"""Fuse any number of modalities into one context, one after the other.
 
     Modality ``k`` of ``n`` is a sequence ``x_k`` of its own width and length. In the default form,
-    ``form="summary"``, each modality is summarised by a small network of its own, and a gate
-    decides, feature by feature, what the summary overwrites in the context:
+    ``form="summary"``, a small network summarises each modality, and a gate decides, feature by
+    feature, how much of the context the summary overwrites:
 
         p_k = (x_k / r_k) W_k + b_k                             projections
         e_k = MLP_k(p_k + 0.3 PE)                               a network per step
@@ -63,81 +63,79 @@ class GatedRecurrentFusion(nn.Module):
         h_k = GFU(h_{k-1}, u_k)                                 GatedFusionUnit, without a norm
         y   = LN(h_n)                                           the result
 
-    from a learnt ``h_0``. ``r_k`` is the root mean square of the modality's features in the first
+    from a learned ``h_0``. ``r_k`` is the root mean square of the modality's features in the first
     training batch that has it, so that the units of the features do not matter. With
-    ``form="residual"``, the default of version 0.1.0, the two enrich each other by attention:
+    ``form="residual"``, the default of version 0.1.0, context and modality attend to each other:
 
         p_k      = x_k W_k + b_k
         (s', m') = SCA(h_{k-1}, p_k + PE)                       SymmetricCrossAttentionBlock
         h_k      = GFU(h_{k-1}, Pool(s') + Pool(m'))
         y        = h_n
 
-    With ``form="paper"`` it is, literally,
+    With ``form="paper"`` the formulas are those of the paper:
 
         h_1      = Pool(p_1 + PE)                               opening
         (s', m') = SCA(h_{k-1} + PE, p_k + PE)
         h_k      = GFU(Pool(s'), Pool(m'))                      with a norm
 
     Pool is the mean over real steps, PE the sinusoidal position encoding, counted from 0 (Vaswani
-    et al. 2017). Source: GRF, arXiv 2507.02985, and the authors' code.
+    et al. 2017). Source: GRF, arXiv 2507.02985, and the author's code.
 
-    With ``opening="first"`` a sample opens with the first modality that it has. A modality that it
-    lacks leaves its state untouched bit for bit, and nothing that a masked step or an absent
-    modality holds, NaN included, has any influence on outputs or gradients.
+    With ``opening="first"`` a sample opens with the first modality that it has. A missing modality
+    leaves the state of a sample exactly as it was. Padded steps and missing modalities never affect
+    outputs or gradients, even if they hold NaN.
 
     Differences from the paper, with ``form="paper"`` too: in ``context="pooled"`` weights that
     cannot influence the output are left out (see `SymmetricCrossAttentionBlock`); padding and
-    absence are handled; ``context``, ``opening="learned"``, ``gate_bias``, ``share_weights=False``
-    and the options of the block are additions. The other two forms keep the context itself where
-    the paper keeps the output of the block: there every step rewrites the memory, whatever the gate
-    does, and early modalities fade along a long chain. The summary form has no attention: on the
-    data sets of the evidence page it is level with cross-modal attention or ahead of it.
+    missing modalities are handled; ``context``, ``opening="learned"``, ``gate_bias``,
+    ``share_weights=False`` and the options of the block are additions. The other two forms keep the
+    context itself where the paper keeps the output of the block. In the paper's form every step
+    rewrites the memory, whatever the gate does, and early modalities fade along a long chain. The
+    summary form has no attention: on the data sets of the evidence page it is level with
+    cross-modal attention or ahead of it.
 
     Args:
         modalities: Name and feature width of each modality, in the order of fusion; a mapping or
             pairs.
         embed_dim: Width ``d`` of the context.
-        num_heads: Attention heads of the block; divides ``embed_dim``. Required where the form has
-            a block, and without effect with ``form="summary"``, which has none.
+        num_heads: Attention heads of the block; divides ``embed_dim``. Required with
+            ``form="residual"`` and ``form="paper"``. ``form="summary"`` has no block and ignores
+            it.
         num_layers: Layers of each stack of the block; with ``form="summary"`` the layers of each
             modality's network after the projection.
         form: ``"summary"``, ``"residual"`` or ``"paper"``, the three formulas above. ``None`` for
             ``"summary"`` with ``context="pooled"``, ``"residual"`` otherwise. The form also chooses
-            ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` where they are
-            ``None``.
+            ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` if they are ``None``.
         dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
         dropout: Dropout probability in training: on the summary's mean and maximum; with a block
             after PE is added, in the block, and with ``form="paper"`` on the gated blend.
         activation: ``"gelu"`` or ``"relu"``, in the block and in the modalities' networks.
-        norm_first: Pre-norm instead of post-norm layers in the block; ``None`` for pre-norm in
-            the residual form, post-norm in the paper's.
-        self_attention: Whether the block's layers have self-attention, ``"linear"`` for one whose
-            cost is linear in the length; ``None`` for none in the residual form, whose cost is
-            then linear too, and full self-attention in the paper's.
-        symmetric: Whether the modality is enriched too.
-        packing: Whether the block computes real steps only, see `SymmetricCrossAttentionBlock`.
-        checkpoint: Whether the block computes its layers again for the gradient instead of keeping
-            what they hold, likewise.
+        norm_first: Use pre-norm instead of post-norm in the block; ``None`` for pre-norm in the
+            residual form, post-norm in the paper's.
+        self_attention: Whether the block's layers have self-attention; ``"linear"`` for one whose
+            cost is linear in the length. ``None`` for none in the residual form, and for full
+            self-attention in the paper's.
+        symmetric: Whether the modality attends to the context too.
+        packing: Whether the block skips padded steps, see `SymmetricCrossAttentionBlock`.
+        checkpoint: Whether the block recomputes activations in the backward pass to save memory.
         context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
-            modality of the order is a sequence for the one step that follows it (the authors'
-            code). ``"sequence"``: the context keeps the first modality's time axis, and so does the
-            result.
+            modality of the order is a sequence for the one step that follows it (the author's
+            code). ``"sequence"``: context and result keep the time axis of the first modality.
         opening: ``"first"``: the first modality that a sample has opens its context (the paper).
-            ``"learned"``: every sample starts from a learnt vector and every modality goes through
-            a step; for ``context="pooled"`` only. ``None`` for ``"learned"`` where it can be in the
-            residual form, ``"first"`` otherwise.
-        gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"`` in the residual form,
-            0 in the paper's. ``"chrono"`` is ``-log(number of steps)``, so
-            that at the start every modality has about the same say at the end of the chain
-            (Tallec & Ollivier 2018).
+            ``"learned"``: every sample starts from a learned vector and every modality goes through
+            a step; for ``context="pooled"`` only. ``None`` for ``"first"`` in the paper's form and
+            where the context is a sequence, ``"learned"`` otherwise.
+        gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
+            paper's form. ``"chrono"`` is ``-log(number of steps)``, so that at the start no
+            modality dominates the context (after Tallec & Ollivier 2018).
         share_weights: One block and one unit for all steps (the paper), or one of each for every
-            modality after the first (the authors' code). Projections and the networks of
+            modality after the first (the author's code). Projections and the networks of
             ``form="summary"`` are never shared.
-        block: Makes the block, called without arguments; the module is called as
-            `SymmetricCrossAttentionBlock` is. ``None`` for that block.
-        unit: Makes the unit, called without arguments; the module is called as `GatedFusionUnit`
-            is, with ``return_gate=True``, on what the form's formula says. ``None`` for that unit.
-        device: Where to make the parameters.
+        block: Zero-argument factory that returns the block, which is called like
+            `SymmetricCrossAttentionBlock`. ``None`` for that block.
+        unit: Zero-argument factory that returns the unit, which is called like `GatedFusionUnit`
+            with ``return_gate=True``, on the inputs of the form's formula. ``None`` for that unit.
+        device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
     Raises:
@@ -292,22 +290,22 @@ class GatedRecurrentFusion(nn.Module):
     ) -> Tensor | tuple[Tensor, FusionTrace]:
         """Fuse a batch.
 
-        Three ways to say that a modality is absent give the same result: leave it out of
-        ``features`` (or give ``None``) where no sample has it, mask all steps of a sample, or clear
-        the sample's entry in ``present``. Under `torch.compile` use ``present``: one graph serves
+        A modality can be missing in three ways, with the same result: omit it from ``features`` (or
+        pass ``None``) if no sample has it, mask all steps of a sample, or clear the sample's entry
+        in ``present``. Under `torch.compile` use ``present``: one graph serves
         every pattern.
 
         Args:
             features: Features by modality; the order of this mapping does not matter.
             masks: Real steps by modality, bool or integer 0/1, ``True`` = real, as a tokenizer's
-                ``attention_mask``; a modality without a mask is all real. The values of an integer
-                mask are checked, which waits for the device; a bool mask never does.
+                ``attention_mask``; a modality without a mask is all real. Checking the
+                values of an integer mask forces a host-device sync; a bool mask never does.
             present: Which sample has which modality, columns in declared order; ``None`` for all.
             order: Order of fusion, a permutation of the names; ``None`` for the declared one.
             return_trace: Also return the `FusionTrace`.
 
         Returns:
-            The context, 0 for a sample that has nothing (the learnt start with
+            The context, 0 for a sample without any modality (the learned start with
             ``opening="learned"``), and with ``return_trace=True`` the trace.
 
         Shape:
@@ -471,7 +469,7 @@ class GatedRecurrentFusion(nn.Module):
             present: As in `forward`.
 
         Returns:
-            True where features are given, some step is real, and ``present`` does not deny it.
+            True where features are given, some step is real, and the entry in ``present`` is not cleared.
 
         Shape:
             - output: ``(batch, modalities)``, columns in declared order
@@ -486,7 +484,7 @@ class GatedRecurrentFusion(nn.Module):
     def add_modality(self, name: str, dim: int) -> None:
         """Declare one more modality, last in the order.
 
-        Existing parameters, and outputs without the new modality, stay bit for bit the same. With
+        Existing parameters, and outputs without the new modality, stay exactly the same. With
         shared weights the only new parameters are its projection and, with ``form="summary"``, its
         network; give them to the optimiser.
 
