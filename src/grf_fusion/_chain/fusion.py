@@ -469,7 +469,8 @@ class GatedRecurrentFusion(nn.Module):
             present: As in `forward`.
 
         Returns:
-            True where features are given, some step is real, and the entry in ``present`` is not cleared.
+            True where features are given, some step is real, and the entry in ``present`` is not
+            cleared.
 
         Shape:
             - output: ``(batch, modalities)``, columns in declared order
