@@ -313,7 +313,7 @@ class TestSizesThatPyTorchTakesToBeSpecial:
 
     def make(self) -> Callable[..., Any]:
         """A small compiled fusion."""
-        small = {"self_attention": False, "symmetric": False}
+        small = {"form": "residual", "self_attention": False, "symmetric": False}
         return compiled(make_fusion(self.NAMES, **small).eval())
 
     def call(self, fast: Callable[..., Any], *many: Sizes) -> None:

@@ -45,7 +45,8 @@ class FeatureScale(nn.Module):
         if self._is_known() or is_transformed():
             return self.rms
         wide = torch.promote_types(features.dtype, torch.float32)
-        mean = features.to(wide).square().mean()
+        # In two steps: in one, Inductor makes a graph of its own for small batches.
+        mean = features.to(wide).square().mean(dim=(1, 2)).mean()
         if real is not None:
             # Padding is 0 and counts in neither.
             mean = mean * real.numel() / real.sum().clamp(min=1)
