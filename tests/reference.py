@@ -668,7 +668,7 @@ def fusion_shapes(config: FusionConfig) -> dict[str, tuple[int, ...]]:
     if config.form == "summary":
         dim = config.embed_dim
         for name in config.modalities:
-            shapes[f"scales.{name}.rms"] = ()
+            shapes[f"scales.{name}.rms"] = (1,)
             for layer in range(config.num_layers):
                 shapes[f"summaries.{name}.hidden.{layer}.weight"] = (dim, dim)
                 shapes[f"summaries.{name}.hidden.{layer}.bias"] = (dim,)

@@ -241,7 +241,7 @@ def test_int8(headed: bool, tmp_path: Path) -> None:
     The chain has an even number of steps: an odd number of transpositions is one.
     """
     fusion: nn.Module = GatedRecurrentFusion(
-        WIDTHS, embed_dim=128, num_heads=4, self_attention=False, opening="first"
+        WIDTHS, embed_dim=128, num_heads=4, form="residual", opening="first"
     ).eval()
     if headed:
         fusion = Headed(fusion).eval()

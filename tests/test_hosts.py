@@ -174,7 +174,9 @@ def test_saved_for_the_hub(tmp_path: Path) -> None:
 
     # Pairs, because the hub writes a mapping with its keys sorted: the order of fusion.
     pairs = list(WIDTHS.items())
-    fusion = HubFusion(pairs, embed_dim=DIM, num_heads=HEADS, norm_first=True).eval()
+    fusion = HubFusion(
+        pairs, embed_dim=DIM, num_heads=HEADS, form="residual", norm_first=True
+    ).eval()
     fusion.save_pretrained(tmp_path)
     again = HubFusion.from_pretrained(tmp_path)
     features = others()["features"]

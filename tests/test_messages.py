@@ -1014,7 +1014,7 @@ SAID_OF_MODULES: Said = {
         ValueError,
         (
             "GatedRecurrentFusion: expected `opening='first'` with context='sequence', "
-            "got 'learned'. A learnt opening is one vector: use context='pooled'."
+            "got 'learned'. A learned opening is one vector: use context='pooled'."
         ),
     ),
     "learnt opening of a first sequence": (
@@ -1022,7 +1022,7 @@ SAID_OF_MODULES: Said = {
         ValueError,
         (
             "GatedRecurrentFusion: expected `opening='first'` with context='first_sequence', "
-            "got 'learned'. A learnt opening is one vector: use context='pooled'."
+            "got 'learned'. A learned opening is one vector: use context='pooled'."
         ),
     ),
     "word for a gate's bias": (

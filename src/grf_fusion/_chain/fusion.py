@@ -99,8 +99,8 @@ class GatedRecurrentFusion(nn.Module):
             pairs.
         embed_dim: Width ``d`` of the context.
         num_heads: Attention heads of the block; divides ``embed_dim``. Required with
-            ``form="residual"`` and ``form="paper"``. ``form="summary"`` has no block and ignores
-            it.
+            ``form="residual"`` and ``form="paper"``, and so with a ``context`` that is a sequence.
+            ``form="summary"`` has no block and ignores it.
         num_layers: Layers of each stack of the block; with ``form="summary"`` the layers of each
             modality's network after the projection.
         form: ``"summary"``, ``"residual"`` or ``"paper"``, the three formulas above. ``None`` for

@@ -101,7 +101,7 @@ def _settle_form(given: ChainOptions) -> ChainOptions:
     if opening == "learned" and context != "pooled":
         raise ValueError(
             f"{OWNER}: expected `opening='first'` with context={context!r}, got 'learned'. "
-            "A learnt opening is one vector: use context='pooled'."
+            "A learned opening is one vector: use context='pooled'."
         )
     if bias is None:
         bias = 0.0 if form == "paper" else "chrono"

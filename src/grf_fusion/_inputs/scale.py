@@ -24,8 +24,9 @@ class FeatureScale(nn.Module):
 
     def __init__(self, *, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        # 0 until it is measured.
-        self.register_buffer("rms", torch.zeros((), device=device, dtype=dtype))
+        # 0 until it is measured. With an axis: a compiler takes a float64 number without one for a
+        # constant of Python's, and drops what is written to it.
+        self.register_buffer("rms", torch.zeros(1, device=device, dtype=dtype))
 
     @override
     def forward(self, features: Tensor, real: Tensor | None) -> Tensor:
@@ -37,7 +38,8 @@ class FeatureScale(nn.Module):
             - output: as ``features``
         """
         rms = self._measured(features.detach(), real) if self.training else self.rms
-        return features / torch.where(rms == 0, torch.ones_like(rms), rms)
+        # Without its axis here, so that it does not widen the features' dtype under autocast.
+        return features / torch.where(rms == 0, torch.ones_like(rms), rms).squeeze(0)
 
     @torch.no_grad()
     def _measured(self, features: Tensor, real: Tensor | None) -> Tensor:
@@ -50,7 +52,7 @@ class FeatureScale(nn.Module):
         if real is not None:
             # Padding is 0 and counts in neither.
             mean = mean * real.numel() / real.sum().clamp(min=1)
-        found = mean.sqrt().to(self.rms.dtype)
+        found = mean.sqrt().to(self.rms.dtype).unsqueeze(0)
         usable = (self.rms == 0) & found.isfinite()
         rms = torch.where(usable, found, self.rms)
         self.rms.copy_(rms)
