@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -36,6 +37,7 @@ EMBED, HEADS, EACH, STEPS = 24, 4, 3, 4
 TOLERANCE = 1e-5
 FORMS: dict[str, dict[str, Any]] = {
     "pooled": {},
+    "residual, own weights": {"form": "residual", "share_weights": False},
     "learned, own weights": {"opening": "learned", "share_weights": False},
     "sequence, linear": {"context": "sequence", "self_attention": "linear"},
     "checkpointed": {"form": "residual", "checkpoint": True, "norm_first": True},
@@ -196,6 +198,11 @@ def tensor_parallel(form: str, _rank: int, world: int, _folder: Path) -> None:
     for accumulate in (False, True):
         model = make_model(form)
         mesh = init_device_mesh("cpu", (world,))
+        if model.fusion.form == "summary":
+            # Without a block there is no layer that is worth dividing.
+            with pytest.raises(ValueError, match="to hold a block"):
+                tensor_parallel_plan(model)
+            return
         plan = tensor_parallel_plan(model)
         split = parallelize_module(copy.deepcopy(model), mesh, plan)
         divided = sum(isinstance(p, DTensor) for p in split.parameters())
