@@ -6,7 +6,7 @@
 * ``tone`` (generated): the tone of its telephone key (DTMF, two sines) in noise, as frames of a log
   spectrogram; the duration varies.
 
-Any part may be missing. No download: ``pip install "grf-fusion[examples]"`` brings everything.
+Any part may be missing. No download: ``pip install '.[examples]'`` in a clone brings everything.
 """
 
 import argparse
