@@ -85,8 +85,12 @@ def test_long_training(how: str, precision: str) -> None:
         run = torch.compile(fusion, fullgraph=True, dynamic=True, backend="aot_eager")
     optimizer = torch.optim.AdamW([*fusion.parameters(), *head.parameters()], lr=1e-3)
     half = precision != "float32"
+    # In bfloat16 oneDNN keeps code for each shape, and has met them all after some 200 steps; the
+    # memory then stays the same (828 MiB after 200 steps, 830 after 400).
+    warm_up = 220 if half and how == "eager" else WARM_UP
+    steps = max(STEPS, warm_up + 80)
     graphs = memory = living = 0
-    for step in range(STEPS):
+    for step in range(steps):
         batch = make_batch(step, orders[step % len(orders)])
         batch["present"] = drop(batch["present"])
         with torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext():
@@ -97,7 +101,7 @@ def test_long_training(how: str, precision: str) -> None:
         assert bool(loss.isfinite()), f"step {step}"
         assert all(bool(p.grad.isfinite().all()) for p in fusion.parameters()), f"step {step}"
         optimizer.step()
-        if step == WARM_UP:
+        if step == warm_up:
             del batch, fused, loss
             graphs, memory, living = counters()["stats"]["unique_graphs"], resident(), tensors()
     assert counters()["stats"]["unique_graphs"] == graphs
@@ -105,4 +109,4 @@ def test_long_training(how: str, precision: str) -> None:
     assert resident() - memory < MOST_GROWTH
     del batch, fused, loss
     # One tensor a step that is kept would be all of the later steps.
-    assert tensors() < living + (STEPS - WARM_UP) // 2
+    assert tensors() < living + (steps - warm_up) // 2
