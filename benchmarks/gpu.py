@@ -95,7 +95,7 @@ def measure(row: Row, args: argparse.Namespace, limit: float) -> dict[str, Any]:
     record: dict[str, Any] = {}
     begin = time.perf_counter()
     try:
-        with _time_limit(limit):
+        with time_limit(limit):
             for figure in _figures(row, args):
                 record |= figure
     except (Exception, OutOfTimeError) as error:  # noqa: BLE001 (a row must not end the run)
@@ -311,10 +311,11 @@ def describe(row: Row) -> str:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise OutOfTimeError(f"longer than {seconds:.0f} s")
 
+    gradients = torch.is_grad_enabled()
     before = signal.signal(signal.SIGALRM, stop)
     # Again every second: what is raised inside a destructor is lost.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
@@ -323,6 +324,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        # What is stopped between the two ends of `no_grad` does not reach the second.
+        torch.set_grad_enabled(gradients)
 
 
 def _wait(device: str) -> None:

@@ -112,6 +112,25 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def global_state(pytestconfig: pytest.Config) -> Generator[None]:
+    """Fail the test that leaves a switch of PyTorch turned, and not those that come after it."""
+    yield
+    left = {
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device().type,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    device = pytestconfig.getoption("device")
+    expected = dict(zip(left, (True, False, torch.float32, device, False), strict=True))
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    assert left == expected, "the test left PyTorch's global state changed"
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Return the folder of real data sets, or skip the test where there is none."""

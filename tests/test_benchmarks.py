@@ -103,6 +103,17 @@ def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path, monkeypatch):
     assert {record.get("skipped") for record in late["rows"]} == {"not run: the 0 s were over"}
 
 
+def test_a_row_that_is_stopped_leaves_gradients_on(monkeypatch):
+    """The alarm may ring between the two ends of `no_grad`."""
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks import gpu  # noqa: PLC0415
+
+    with pytest.raises(gpu.OutOfTimeError), gpu.time_limit(0.01):
+        torch.set_grad_enabled(False)
+        time.sleep(60)
+    assert torch.is_grad_enabled()
+
+
 def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY)
     from benchmarks import gpu_report, gpu_rows  # noqa: PLC0415
