@@ -312,6 +312,8 @@ def describe(row: Row) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTimeError` after so many seconds."""
+
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise OutOfTimeError(f"longer than {seconds:.0f} s")
 

@@ -52,7 +52,7 @@ FLOORS = {
 }
 MOST_LINES = 320
 # The public interface itself: docstrings and overloads are more than half of these.
-LONGER = {"_layers.block": 340, "_chain.fusion": 690}
+LONGER = {"_layers.block": 345, "_chain.fusion": 625}
 
 
 def sources() -> dict[str, str]:

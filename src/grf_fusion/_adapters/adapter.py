@@ -19,7 +19,7 @@ from grf_fusion._cpu.dropout import drop
 from grf_fusion._inputs.call import check_call
 from grf_fusion._inputs.masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
 from grf_fusion._inputs.projections import Received, add_positions, make_projections, project_all
-from grf_fusion._layers.block import SymmetricCrossAttentionBlock
+from grf_fusion._layers.block import SymmetricCrossAttentionBlock, enrich
 from grf_fusion._layers.gate import GatedFusionUnit
 
 OWNER = "FusionAdapter"
@@ -187,13 +187,16 @@ class FusionAdapter(nn.Module):
     def _enrich(self, state: Tensor, mask: Tensor | None, part: Received) -> Tensor:
         modality = drop(self.position_dropout, add_positions(part.projected, self.norm.weight))
         context = self.norm(state)
-        readable, real = mask, part.real
-        if not self.block.packs(context, readable, real):
-            # No softmax may run over nothing; the result of such a sample is thrown away.
-            readable = None if readable is None else unmask_empty(readable)
-            real = None if real is None else unmask_empty(real)
-        enriched, update = self.block(context, modality, context_mask=readable, modality_mask=real)
-        pooled = masked_mean(update, real)
+        readable = None if part.real is None else unmask_empty(part.real)
+        enriched, update = enrich(
+            self.block,
+            context,
+            modality,
+            context_mask=mask,
+            modality_mask=part.real,
+            padded_mask=readable,
+        )
+        pooled = masked_mean(update, readable)
         fused = self.unit(state, enriched + pooled.unsqueeze(1))
         return torch.where(part.present[:, None, None], fused, state)
 

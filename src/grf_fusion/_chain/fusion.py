@@ -1,9 +1,7 @@
 """Gated recurrent fusion: modalities enter a context one by one."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypedDict, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +12,25 @@ from grf_fusion._chain.options import (
     SETTINGS,
     ChainOptions,
     Form,
-    block_options,
     settle,
 )
+from grf_fusion._chain.parts import make_block, make_summary, make_unit
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state
-from grf_fusion._chain.step import advance, open_chain, receive, receive_summary
+from grf_fusion._chain.step import (
+    Cell,
+    advance,
+    mean_over_steps,
+    open_chain,
+    receive,
+    receive_summary,
+)
 from grf_fusion._checks.arguments import ShapeError
 from grf_fusion._checks.options import (
     Modalities,
     check_factory,
     check_modalities,
     check_modality,
-    check_part,
 )
-from grf_fusion._cpu.dropout import drop
 from grf_fusion._inputs.call import (
     Arrival,
     check_call,
@@ -40,14 +43,19 @@ from grf_fusion._inputs.call import (
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
 from grf_fusion._inputs.scale import FeatureScale
-from grf_fusion._layers.block import SymmetricCrossAttentionBlock
-from grf_fusion._layers.gate import GatedFusionUnit
 from grf_fusion._layers.summary import ModalitySummary
 
 NO_STEP = (
     "With share_weights=False and opening='first' the modality declared first has no step of its "
     "own: declare another one first, share the weights, or learn the opening."
 )
+
+
+class Where(TypedDict):
+    """Where parameters are made."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class GatedRecurrentFusion(nn.Module):
@@ -235,25 +243,25 @@ class GatedRecurrentFusion(nn.Module):
             setattr(self, name, getattr(options, name))
         self._make_block, self._make_unit = block, unit
         self.block = self.unit = self.blocks = self.units = self.initial_context = None
-        names = list(declared)
-        stepping = names if self.opening == "learned" else names[1:]
-        if share_weights:
-            self.block, self.unit = self._new_parts(len(declared), device, dtype)
-        else:
-            parts = {name: self._new_parts(len(declared), device, dtype) for name in stepping}
-            blocks = {name: block for name, (block, _) in parts.items() if block is not None}
-            self.blocks = nn.ModuleDict(blocks) if self.form != "summary" else None
-            self.units = nn.ModuleDict({name: unit for name, (_, unit) in parts.items()})
-        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         self.scales = self.summaries = self.norm = None
-        if self.form == "summary":
+        where: Where = {"device": device, "dtype": dtype}
+        if share_weights:
+            self.block = make_block(options, block, **where)
+            self.unit = make_unit(options, unit, len(declared), **where)
+        else:
+            self.blocks = None if options.form == "summary" else nn.ModuleDict()
+            self.units = nn.ModuleDict()
+            for name in list(declared)[0 if self.opening == "learned" else 1 :]:
+                self._add_cell(options, name, len(declared), where)
+        self.projections = make_projections(declared, embed_dim, **where)
+        if options.form == "summary":
             self.scales, self.summaries = nn.ModuleDict(), nn.ModuleDict()
-            for name in names:
-                self._add_summary(name, device, dtype)
-            self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+            for name in declared:
+                self._add_summary(options, name, where)
+            self.norm = nn.LayerNorm(embed_dim, **where)
         self.position_dropout = nn.Dropout(dropout)
         if self.opening == "learned":
-            start = torch.empty(embed_dim, device=device, dtype=dtype)
+            start = torch.empty(embed_dim, **where)
             self.initial_context = nn.Parameter(nn.init.normal_(start, std=0.02))
 
     @overload
@@ -320,38 +328,20 @@ class GatedRecurrentFusion(nn.Module):
             ShapeError: If a name, shape, mask, dtype or device does not fit.
         """
         names = check_order(OWNER, order, list(self.modalities))
-        self._check_order(names)
+        first = f"start with {next(iter(self.modalities))!r}"
+        self._check_steps("order", first, names[1:], names)
         arrivals, batch = check_call(
             OWNER, features, masks, present, declared=self.modalities, like=self._reference()
         )
         state: FusionState | None = None
-        contexts: list[Tensor] = []
-        gates: list[Tensor] = []
-        time_gates: list[Tensor] = []
+        steps: list[tuple[FusionState, Tensor]] = []
         for name in names:
             state, gate = self._advance(state, name, arrivals[name], batch)
             if return_trace:
-                contexts.append(self._summary(state))
-                gates.append(_mean_gate(state, gate))
-                time_gates.append(gate)
-        if len(names) == 1 and self.initial_context is None and self.unit is not None:
-            # Nothing follows the only modality: an absent step keeps block and unit in the graph.
-            state, _ = self._advance(state, names[0], Arrival(None, None, None), batch)
-        state = cast(FusionState, state)
+                steps.append((state, gate))
+        state = self._keep_unused(cast(FusionState, state), batch)
         context = self._readout(state)
-        if not return_trace:
-            return context
-        columns = [state.present[:, list(self.modalities).index(name)] for name in names]
-        timed = self.context == "sequence" and len(names) > 1
-        trace = FusionTrace(
-            torch.stack(contexts, dim=1),
-            torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
-            torch.stack(columns, dim=1),
-            names,
-            torch.stack(time_gates[1:], dim=1) if timed else None,
-            state.mask if timed else None,
-        )
-        return context, trace
+        return (context, self._trace(names, steps)) if return_trace else context
 
     @overload
     def step(
@@ -418,7 +408,7 @@ class GatedRecurrentFusion(nn.Module):
         if state is not None:
             state = self._check_state(state)
             batch = state.context.shape[0]
-            self._check_step(name)
+            self._check_steps("name", "come first if at all", (name,), f"{name!r} with a state")
         dim = self.modalities[name]
         arrival = check_features(
             OWNER, "features", features, "mask", mask, dim=dim, batch=batch, like=like
@@ -434,7 +424,7 @@ class GatedRecurrentFusion(nn.Module):
             here = check_present(OWNER, present, batch=batch, device=like.device)
             arrival = Arrival(arrival.features, arrival.mask, here)
         state, gate = self._advance(state, name, arrival, batch)
-        return (state, _mean_gate(state, gate)) if return_gate else state
+        return (state, mean_over_steps(state, gate)) if return_gate else state
 
     def readout(self, state: FusionState) -> Tensor:
         """Return the context of a state, as `forward` does.
@@ -500,15 +490,13 @@ class GatedRecurrentFusion(nn.Module):
         if name in self.modalities:
             raise ValueError(f"{OWNER}: expected `name` to be new, got {name!r}.")
         weight = self._reference()
-        device, dtype = weight.device, weight.dtype
-        projection = nn.Linear(dim, self.embed_dim, device=device, dtype=dtype)
+        options = ChainOptions(**{name: getattr(self, name) for name in SETTINGS})
+        where: Where = {"device": weight.device, "dtype": weight.dtype}
+        projection = nn.Linear(dim, self.embed_dim, **where)
         if self.units is not None:
-            block, unit = self._new_parts(len(self.modalities) + 1, device, dtype)
-            self.units[name] = unit.train(self.training)
-            if self.blocks is not None and block is not None:
-                self.blocks[name] = block.train(self.training)
-        if self.form == "summary":
-            self._add_summary(name, device, dtype)
+            self._add_cell(options, name, len(self.modalities) + 1, where)
+        if self.summaries is not None:
+            self._add_summary(options, name, where)
         self.projections[name] = projection.train(self.training)
         self.modalities[name] = dim
 
@@ -538,51 +526,18 @@ class GatedRecurrentFusion(nn.Module):
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
         return f"modalities={self.modalities}, order={order}, {settings}"
 
-    def _new_parts(
-        self, modalities: int, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> tuple[nn.Module | None, nn.Module]:
-        block: nn.Module | None = None
-        if self._make_block is not None:
-            block = check_part(OWNER, "block", self._make_block())
-        elif self.form != "summary":
-            options = ChainOptions(**{name: getattr(self, name) for name in SETTINGS})
-            block = SymmetricCrossAttentionBlock(
-                **dataclasses.asdict(block_options(options)), device=device, dtype=dtype
-            )
-        if self._make_unit is not None:
-            return block, check_part(OWNER, "unit", self._make_unit())
-        bias = self.gate_bias
-        if isinstance(bias, str):
-            bias = -math.log(max(1, modalities - (self.opening == "first")))
-        # What is kept must not be dropped or rescaled at every step.
-        paper = self.form == "paper"
-        unit = GatedFusionUnit(
-            self.embed_dim,
-            dropout=self.dropout if paper else 0.0,
-            norm=paper,
-            gate_bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-        return block, unit
+    def _add_cell(self, options: ChainOptions, name: str, modalities: int, where: Where) -> None:
+        # Both before either is kept: a factory that fails leaves nothing half done.
+        block = make_block(options, self._make_block, **where)
+        unit = make_unit(options, self._make_unit, modalities, **where)
+        if self.blocks is not None and block is not None:
+            self.blocks[name] = block.train(self.training)
+        cast(nn.ModuleDict, self.units)[name] = unit.train(self.training)
 
-    def _add_summary(
-        self, name: str, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
+    def _add_summary(self, options: ChainOptions, name: str, where: Where) -> None:
         scales, summaries = cast(nn.ModuleDict, self.scales), cast(nn.ModuleDict, self.summaries)
-        scales[name] = FeatureScale(device=device, dtype=dtype).train(self.training)
-        summaries[name] = ModalitySummary(
-            self.embed_dim,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            activation=self.activation,
-            device=device,
-            dtype=dtype,
-        ).train(self.training)
-
-    def _parts(self, name: str) -> tuple[nn.Module | None, nn.Module]:
-        block = self.block if self.blocks is None else self.blocks[name]
-        return block, cast(nn.Module, self.unit if self.units is None else self.units[name])
+        scales[name] = FeatureScale(**where).train(self.training)
+        summaries[name] = make_summary(options, **where).train(self.training)
 
     def _reference(self) -> Tensor:
         """A parameter that tells dtype and device."""
@@ -598,19 +553,10 @@ class GatedRecurrentFusion(nn.Module):
             like=self._reference(),
         )
 
-    def _check_order(self, names: tuple[str, ...]) -> None:
-        if self.units is not None and not all(name in self.units for name in names[1:]):
-            raise ShapeError(
-                f"{OWNER}: expected `order` to start with {next(iter(self.modalities))!r}, "
-                f"got {names}. {NO_STEP}"
-            )
-
-    def _check_step(self, name: str) -> None:
-        if self.units is not None and name not in self.units:
-            raise ShapeError(
-                f"{OWNER}: expected `name` to come first if at all, got {name!r} with a state. "
-                f"{NO_STEP}"
-            )
+    def _check_steps(self, argument: str, rule: str, names: tuple[str, ...], got: object) -> None:
+        """Refuse a step of the modality that has none."""
+        if self.units is not None and not all(name in self.units for name in names):
+            raise ShapeError(f"{OWNER}: expected `{argument}` to {rule}, got {got}. {NO_STEP}")
 
     def _advance(
         self, state: FusionState | None, name: str, arrival: Arrival, batch: int
@@ -623,34 +569,35 @@ class GatedRecurrentFusion(nn.Module):
             scale = cast(FeatureScale, self.scales[name])
             summary = cast(ModalitySummary, self.summaries[name])
             incoming = receive_summary(projection, scale, summary, arrival, batch)
-        device, columns = projection.weight.device, len(self.modalities)
-        seen = incoming.present.unsqueeze(1) & (
-            torch.arange(columns, device=device) == list(self.modalities).index(name)
-        )
+        index = torch.arange(len(self.modalities), device=projection.weight.device)
+        seen = incoming.present.unsqueeze(1) & (index == list(self.modalities).index(name))
+        start = self.initial_context
         if state is not None:
             seen = seen | state.present
-        elif self.initial_context is None:
+        elif start is None:
             sequence = arrival.features is not None
             state = open_chain(incoming, seen, mode=self.context, is_sequence=sequence)
             return state, state.context.new_zeros(batch, self.embed_dim)
         else:
-            is_open = torch.ones(batch, 1, dtype=torch.bool, device=device)
-            state = FusionState(self.initial_context.expand(batch, -1), is_open, seen)
-        block, unit = self._parts(name)
-        state, gate = advance(
-            state,
-            incoming,
-            block,
-            unit,
-            encode=self._encode,
+            is_open = torch.ones(batch, 1, dtype=torch.bool, device=start.device)
+            state = FusionState(start.expand(batch, -1), is_open, seen)
+        cell = Cell(
+            self.block if self.blocks is None else self.blocks[name],
+            cast(nn.Module, self.unit if self.units is None else self.units[name]),
+            self.position_dropout,
+            self._reference(),
             mode=self.context,
             residual=self.form == "residual",
-            all_open=self.initial_context is not None,
+            all_open=start is not None,
         )
-        return FusionState(state.context, state.mask, seen), gate
+        return advance(cell, state, incoming, seen)
 
-    def _encode(self, sequence: Tensor) -> Tensor:
-        return drop(self.position_dropout, add_positions(sequence, self._reference()))
+    def _keep_unused(self, state: FusionState, batch: int) -> FusionState:
+        """Keep block and unit in the graph where nothing follows the only modality."""
+        if len(self.modalities) > 1 or self.initial_context is not None or self.unit is None:
+            return state
+        (name,) = self.modalities
+        return self._advance(state, name, Arrival(None, None, None), batch)[0]
 
     def _readout(self, state: FusionState) -> Tensor:
         if self.norm is not None:
@@ -660,10 +607,19 @@ class GatedRecurrentFusion(nn.Module):
             return masked_mean(add_positions(state.context, self._reference()), state.mask)
         return state.context
 
-    def _summary(self, state: FusionState) -> Tensor:
-        context = self._readout(state)
-        return context if context.ndim == 2 else masked_mean(context, state.mask)
-
-
-def _mean_gate(state: FusionState, gate: Tensor) -> Tensor:
-    return gate if gate.ndim == 2 else masked_mean(gate, state.mask)
+    def _trace(
+        self, names: tuple[str, ...], steps: list[tuple[FusionState, Tensor]]
+    ) -> FusionTrace:
+        contexts = [mean_over_steps(state, self._readout(state)) for state, _ in steps]
+        gates = [mean_over_steps(state, gate) for state, gate in steps]
+        last = steps[-1][0]
+        columns = [last.present[:, list(self.modalities).index(name)] for name in names]
+        timed = self.context == "sequence" and len(names) > 1
+        return FusionTrace(
+            torch.stack(contexts, dim=1),
+            torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
+            torch.stack(columns, dim=1),
+            names,
+            torch.stack([gate for _, gate in steps[1:]], dim=1) if timed else None,
+            last.mask if timed else None,
+        )

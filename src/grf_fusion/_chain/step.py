@@ -1,6 +1,5 @@
 """The recurrence itself: how one modality meets the context of every sample."""
 
-from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -10,12 +9,14 @@ from torch import Tensor, nn
 from grf_fusion._chain.options import OWNER, Mode
 from grf_fusion._chain.state import FusionState
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
+from grf_fusion._checks.tracing import is_untouched
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.projections import add_positions, project
 from grf_fusion._inputs.scale import FeatureScale
-from grf_fusion._layers.block import SymmetricCrossAttentionBlock
+from grf_fusion._layers.block import enrich, is_own_block
+from grf_fusion._layers.gate import GatedFusionUnit, blend
 from grf_fusion._layers.summary import ModalitySummary
 
 # Scaled features have an rms of 0.58 once they are projected by fresh weights, positions of 0.71.
@@ -104,32 +105,41 @@ def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: boo
     return FusionState(opener if mode == "sequence" else opener.squeeze(1), real, seen)
 
 
+class Cell(NamedTuple):
+    """What a step computes with.
+
+    Attributes:
+        block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
+        unit: Gated fusion unit.
+        dropout: Of the context's positions.
+        like: Parameter that tells dtype and device.
+        mode: What the context is.
+        residual: Whether the gate keeps the context itself.
+        all_open: Whether every sample has a context by construction.
+    """
+
+    block: nn.Module | None
+    unit: nn.Module
+    dropout: nn.Dropout
+    like: Tensor
+    mode: Mode
+    residual: bool
+    all_open: bool
+
+
 def advance(
-    state: FusionState,
-    incoming: Incoming,
-    block: nn.Module | None,
-    unit: nn.Module,
-    *,
-    encode: Callable[[Tensor], Tensor],
-    mode: Mode,
-    residual: bool,
-    all_open: bool,
+    cell: Cell, state: FusionState, incoming: Incoming, seen: Tensor
 ) -> tuple[FusionState, Tensor]:
     """Fuse where a sample has context and modality, open where it has only the modality.
 
     Args:
+        cell: What the step computes with.
         state: What is known so far.
         incoming: The modality.
-        block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
-        unit: Gated fusion unit.
-        encode: Adds positions and their dropout to the context.
-        mode: What the context is.
-        residual: Whether the gate keeps the context itself.
-        all_open: Whether every sample has a context by construction.
+        seen: ``(batch, modalities)``: what has been fused, this modality included.
 
     Returns:
-        The new state, its ``present`` as it was, and the gate of each of its steps, 0 where none
-        was applied.
+        The new state, and the gate of each of its steps, 0 where none was applied.
 
     Raises:
         ShapeError: If a user's block or unit returns something else than ours would.
@@ -137,12 +147,13 @@ def advance(
     is_open = state.mask.any(dim=1)
     fuses = incoming.present & is_open
     opens = incoming.present & ~is_open
-    met = _meet(state, incoming, block, unit, encode=encode, mode=mode, residual=residual)
-    gate = met.gate.masked_fill(~_over(fuses, met.gate), 0.0)
-    if all_open:
-        return FusionState(_select(fuses, met.fused, met.held), state.mask, state.present), gate
+    result = _fuse(cell, state, incoming)
+    gate = result.gate.masked_fill(~_over(fuses, result.gate), 0.0)
+    if cell.all_open:
+        context = _select(fuses, result.fused, result.held)
+        return FusionState(context, state.mask, seen), gate
     opener = masked_mean(incoming.encoded, incoming.mask)
-    if mode == "sequence":
+    if cell.mode == "sequence":
         time = state.mask.shape[1]
         opener = F.pad(opener.unsqueeze(1), (0, 0, 0, time - 1))
         first = torch.arange(time, device=opener.device) == 0
@@ -150,54 +161,59 @@ def advance(
         mask = (opens.unsqueeze(1) & first) | (~opens.unsqueeze(1) & state.mask)
     else:
         mask = (is_open | incoming.present).unsqueeze(1)
-    context = _select(fuses, met.fused, _select(opens, opener, met.held))
-    return FusionState(context, mask, state.present), gate
+    context = _select(fuses, result.fused, _select(opens, opener, result.held))
+    return FusionState(context, mask, seen), gate
 
 
-def _meet(
-    state: FusionState,
-    incoming: Incoming,
-    block: nn.Module | None,
-    unit: nn.Module,
-    *,
-    encode: Callable[[Tensor], Tensor],
-    mode: Mode,
-    residual: bool,
-) -> StepResult:
-    if block is None:
-        update = incoming.encoded.squeeze(1)
-        given = (state.context, update)
-        fused, gate = _pair("unit()", unit(*given, return_gate=True), given)
+def _fuse(cell: Cell, state: FusionState, incoming: Incoming) -> StepResult:
+    if cell.block is None:
+        fused, gate = _blend(cell.unit, state.context, incoming.encoded.squeeze(1))
         return StepResult(fused, state.context, gate)
     is_sequence = state.context.ndim == 3
     context = state.context if is_sequence else state.context.unsqueeze(1)
+    encoded = context
     # A position that is added to one vector at every step crowds out what the vector has kept.
-    encoded = context if residual and not is_sequence else encode(context)
-    readable = unmask_empty(state.mask) if is_sequence else None
-    # Where steps are packed an empty sequence costs nothing; elsewhere no block ever meets one, and
-    # saying that everybody is present changes no bit.
-    mask = incoming.mask
-    if isinstance(block, SymmetricCrossAttentionBlock) and block.packs(
-        encoded, readable, incoming.real
-    ):
-        mask = incoming.real
-    enriched, update = _pair(
-        "block()",
-        block(encoded, incoming.encoded, context_mask=readable, modality_mask=mask),
-        (encoded, incoming.encoded),
-    )
+    if is_sequence or not cell.residual:
+        encoded = drop(cell.dropout, add_positions(context, cell.like))
+    mask = state.mask if is_sequence else None
+    enriched, update = _enrich(cell.block, encoded, mask, incoming)
     update = masked_mean(update, incoming.mask)
-    if mode == "sequence":
+    if cell.mode == "sequence":
         update = update.unsqueeze(1)
-        pair = (context, enriched + update) if residual else (enriched, update.expand_as(enriched))
-        fused, gate = _pair("unit()", unit(*pair, return_gate=True), (enriched, enriched))
+        pair = (context, enriched + update)
+        if not cell.residual:
+            pair = (enriched, update.expand_as(enriched))
+        fused, gate = _blend(cell.unit, *pair)
         return StepResult(fill_masked(fused, state.mask), state.context, gate)
-    pooled = masked_mean(enriched, readable)
+    # A sample without a context has no real step, and its result is thrown away.
+    pooled = masked_mean(enriched, mask)
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, state.mask) if is_sequence else state.context
-    pair = (held, pooled + update) if residual else (pooled, update)
-    fused, gate = _pair("unit()", unit(*pair, return_gate=True), (pooled, pooled))
+    fused, gate = _blend(
+        cell.unit, *((held, pooled + update) if cell.residual else (pooled, update))
+    )
     return StepResult(fused, held, gate)
+
+
+def _enrich(
+    block: nn.Module, context: Tensor, mask: Tensor | None, incoming: Incoming
+) -> tuple[Tensor, Tensor]:
+    modality = incoming.encoded
+    masks = {"modality_mask": incoming.real, "padded_mask": incoming.mask}
+    value = enrich(block, context, modality, context_mask=mask, **masks)
+    return value if is_own_block(block) else _pair("block()", value, (context, modality))
+
+
+def _blend(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+    if type(unit) is GatedFusionUnit and is_untouched(unit):
+        return blend(unit, state, update)
+    value = unit(state, update, return_gate=True)
+    return _pair("unit()", value, (state, state))
+
+
+def mean_over_steps(state: FusionState, values: Tensor) -> Tensor:
+    """Return values of a state's context, averaged over its real steps where it is a sequence."""
+    return values if values.ndim == 2 else masked_mean(values, state.mask)
 
 
 def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

@@ -85,7 +85,10 @@ def is_untouched(*modules: nn.Module) -> bool:
         for name in names:
             if getattr(module, name, True):
                 return False
-        if not torch.compiler.is_compiling() and "forward" in vars(module):
+        if torch.compiler.is_compiling():
+            continue
+        # The second is what `module.compile()` sets.
+        if "forward" in vars(module) or getattr(module, "_compiled_call_impl", True):
             return False
     return True
 

@@ -261,12 +261,13 @@ def worth_packing(
 ) -> bool:
     """Whether enough of the steps, of ``width`` numbers each, is padding, or the user says so."""
     given = [mask for mask in masks if mask is not None]
-    if any(is_captured(mask.device) for mask in given):
+    if given and is_captured(given[0].device):
         return False
     if packing != "auto":
         return packing
-    if given and not all(groups_samples(mask.device) for mask in given):
+    if not given:
+        return False
+    if not groups_samples(given[0].device):
         return worth_rows(given, width, share=WORTH_PACKING)
-    return sum(int(mask.sum()) for mask in given) < (1 - WORTH_PACKING) * sum(
-        mask.numel() for mask in given
-    )
+    real = sum(int(mask.sum()) for mask in given)
+    return real < (1 - WORTH_PACKING) * sum(mask.numel() for mask in given)

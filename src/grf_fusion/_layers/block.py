@@ -1,6 +1,6 @@
 """Symmetric cross-attention: context and modality enrich each other."""
 
-from typing import Literal, overload
+from typing import Literal, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._checks.tracing import can_read
+from grf_fusion._checks.tracing import can_read, is_untouched
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full
+from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full, unmask_empty
 from grf_fusion._layers.attention import AttentionWeights
 from grf_fusion._layers.decoder import DecoderLayer, run_layers
 from grf_fusion._layers.options import OWNER, BlockOptions
@@ -196,65 +196,12 @@ class SymmetricCrossAttentionBlock(nn.Module):
         Raises:
             ShapeError: If a shape, mask, dtype or device is wrong.
         """
-        context_mask, modality_mask = self._check(context, modality, context_mask, modality_mask)
-        context = fill_masked(context, context_mask)
-        modality = fill_masked(modality, modality_mask)
-        # While tracing only what is so by construction is known.
-        tracing = torch.compiler.is_compiling()
-        one_step = self.pooled_context if tracing else context.shape[1] == 1
-        packed = not need_weights and self.packs(context, context_mask, modality_mask)
-        context_steps: Layout = Padded(context_mask, one_step=one_step)
-        modality_steps: Layout = Padded(modality_mask)
-        memory, memory_steps = modality, modality_steps
-        if packed:
-            if one_step:
-                # One query reads the modality where it lies; many read its rows.
-                (modality_steps,) = lay_out([modality], [modality_mask])
-                modality = modality_steps.pack(modality)
-            else:
-                modality_steps, context_steps = lay_out(
-                    [modality, context], [modality_mask, context_mask]
-                )
-                modality, context = modality_steps.pack(modality), context_steps.pack(context)
-                memory, memory_steps = modality, modality_steps
-        recompute = self.checkpoint and torch.is_grad_enabled() and not tracing
-        options = {"need_weights": need_weights, "recompute": recompute}
-        new_context, context_self, context_cross = run_layers(
-            self.context_layers, context, memory, context_steps, memory_steps, **options
+        masks = self._check(context, modality, context_mask, modality_mask)
+        packed = not need_weights and _packs(self, context, *masks)
+        enriched = _enrich(
+            self, context, modality, *masks, packed=packed, need_weights=need_weights
         )
-        new_modality, modality_self, modality_cross = modality, None, None
-        if self.modality_layers is not None:
-            new_modality, modality_self, modality_cross = run_layers(
-                self.modality_layers, modality, context, modality_steps, context_steps, **options
-            )
-        new_context, new_modality = (
-            context_steps.unpack(new_context),
-            modality_steps.unpack(new_modality),
-        )
-        if not need_weights:
-            return new_context, new_modality
-        weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)
-        return new_context, new_modality, weights
-
-    def packs(
-        self, context: Tensor, context_mask: Tensor | None, modality_mask: Tensor | None
-    ) -> bool:
-        """Return whether a call skips padded steps; it depends on data, so never while tracing.
-
-        Args:
-            context: The context's sequence.
-            context_mask: Its real steps, bool.
-            modality_mask: The modality's real steps, bool.
-
-        Returns:
-            Whether the steps are packed.
-        """
-        if torch.compiler.is_compiling():
-            return False
-        masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
-        if context.is_meta or not all(mask is None or can_read(mask) for mask in masks):
-            return False
-        return worth_packing(masks, packing=self.packing, width=self.embed_dim)
+        return enriched if need_weights else enriched[:2]
 
     @override
     def extra_repr(self) -> str:
@@ -295,3 +242,102 @@ class SymmetricCrossAttentionBlock(nn.Module):
             modality_mask = as_mask(owner, "modality_mask", modality_mask, context.device, **axes)
             modality_mask = none_if_full(modality_mask)
         return context_mask, modality_mask
+
+
+def enrich(
+    block: nn.Module,
+    context: Tensor,
+    modality: Tensor,
+    *,
+    context_mask: Tensor | None,
+    modality_mask: Tensor | None,
+    padded_mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Call the block on tensors of our own, which are not checked again where nobody listens.
+
+    Args:
+        block: The block, or what is called like it.
+        context: ``(batch, time_c, dim)``.
+        modality: ``(batch, time_m, dim)``.
+        context_mask: ``(batch, time_c)`` bool: real steps of the context, ``None`` for all.
+        modality_mask: ``(batch, time_m)`` bool: real steps of the modality, ``None`` for all.
+        padded_mask: The same for where nothing is packed: some step of every sample is real, so
+            that no softmax runs over nothing, and absence alone needs no mask.
+
+    Returns:
+        The enriched context and modality. What a sample without the modality or without a context
+        gets is arbitrary.
+    """
+    context_mask = none_if_full(context_mask)
+    packed = isinstance(block, SymmetricCrossAttentionBlock) and _packs(
+        block, context, context_mask, modality_mask
+    )
+    if not packed:
+        context_mask = None if context_mask is None else unmask_empty(context_mask)
+        modality_mask = padded_mask
+    if is_own_block(block):
+        return _enrich(block, context, modality, context_mask, modality_mask, packed=packed)[:2]
+    return block(context, modality, context_mask=context_mask, modality_mask=modality_mask)
+
+
+def is_own_block(block: nn.Module) -> TypeGuard[SymmetricCrossAttentionBlock]:
+    """Whether calling the block is just our ``forward``: no subclass, no hooks, not wrapped."""
+    return type(block) is SymmetricCrossAttentionBlock and is_untouched(block)
+
+
+def _packs(
+    block: SymmetricCrossAttentionBlock,
+    context: Tensor,
+    context_mask: Tensor | None,
+    modality_mask: Tensor | None,
+) -> bool:
+    """Whether a call skips padded steps; it depends on data, so never while tracing."""
+    if torch.compiler.is_compiling() or context.is_meta:
+        return False
+    masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
+    if not all(mask is None or can_read(mask) for mask in masks):
+        return False
+    return worth_packing(masks, packing=block.packing, width=block.embed_dim)
+
+
+def _enrich(
+    block: SymmetricCrossAttentionBlock,
+    context: Tensor,
+    modality: Tensor,
+    context_mask: Tensor | None,
+    modality_mask: Tensor | None,
+    *,
+    packed: bool,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor, AttentionWeights]:
+    context = fill_masked(context, context_mask)
+    modality = fill_masked(modality, modality_mask)
+    # While tracing only what is so by construction is known.
+    tracing = torch.compiler.is_compiling()
+    one_step = block.pooled_context if tracing else context.shape[1] == 1
+    context_steps: Layout = Padded(context_mask, one_step=one_step)
+    modality_steps: Layout = Padded(modality_mask)
+    memory, memory_steps = modality, modality_steps
+    if packed:
+        if one_step:
+            # One query reads the modality where it lies; many read its rows.
+            (modality_steps,) = lay_out([modality], [modality_mask])
+            modality = modality_steps.pack(modality)
+        else:
+            modality_steps, context_steps = lay_out(
+                [modality, context], [modality_mask, context_mask]
+            )
+            modality, context = modality_steps.pack(modality), context_steps.pack(context)
+            memory, memory_steps = modality, modality_steps
+    recompute = block.checkpoint and torch.is_grad_enabled() and not tracing
+    options = {"need_weights": need_weights, "recompute": recompute}
+    new_context, context_self, context_cross = run_layers(
+        block.context_layers, context, memory, context_steps, memory_steps, **options
+    )
+    new_modality, modality_self, modality_cross = modality, None, None
+    if block.modality_layers is not None:
+        new_modality, modality_self, modality_cross = run_layers(
+            block.modality_layers, modality, context, modality_steps, context_steps, **options
+        )
+    weights = AttentionWeights(context_self, context_cross, modality_self, modality_cross)
+    return context_steps.unpack(new_context), modality_steps.unpack(new_modality), weights

@@ -145,20 +145,7 @@ class GatedFusionUnit(nn.Module):
             ShapeError: If a width, shape, dtype or device is wrong.
         """
         self._check(state, update)
-        both = torch.cat((state, update), dim=-1)
-        if torch.compiler.is_compiling():
-            # With a leading axis ONNX makes it a MatMul. onnxruntime's quantiser transposes the
-            # weight of a Gemm once for every Gemm that shares it, and all steps of a chain do.
-            pair = self.linear(both.unsqueeze(0)).squeeze(0)
-        else:
-            pair = self.linear(both)
-        gate, candidate = pair.to(state.dtype).chunk(2, dim=-1)
-        gate = gate.sigmoid()
-        if self.gate_scale is not None:
-            gate = gate * self.gate_scale
-        # lerp never leaves the interval between its ends; (1 - z) * s + z * c can, by rounding.
-        blend = self.dropout(torch.lerp(state, candidate.tanh(), gate))
-        fused = blend if self.norm is None else self.norm(blend)
+        fused, gate = blend(self, state, update)
         return (fused, gate) if return_gate else fused
 
     @override
@@ -183,3 +170,21 @@ class GatedFusionUnit(nn.Module):
         expect_shape(owner, "update", update, {**axes, "dim": self.embed_dim})
         expect_floating(owner, "state", state, self.linear.weight)
         expect_floating(owner, "update", update, self.linear.weight)
+
+
+def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what the unit's ``forward`` does behind its checks; return the new state and the gate."""
+    both = torch.cat((state, update), dim=-1)
+    if torch.compiler.is_compiling():
+        # With a leading axis ONNX makes it a MatMul. onnxruntime's quantiser transposes the
+        # weight of a Gemm once for every Gemm that shares it, and all steps of a chain do.
+        pair = unit.linear(both.unsqueeze(0)).squeeze(0)
+    else:
+        pair = unit.linear(both)
+    gate, candidate = pair.to(state.dtype).chunk(2, dim=-1)
+    gate = gate.sigmoid()
+    if unit.gate_scale is not None:
+        gate = gate * unit.gate_scale
+    # lerp never leaves the interval between its ends; (1 - z) * s + z * c can, by rounding.
+    blended = unit.dropout(torch.lerp(state, candidate.tanh(), gate))
+    return blended if unit.norm is None else unit.norm(blended), gate

@@ -1,0 +1,82 @@
+"""What a chain is made of: the block, the unit and the networks of the summary form."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import nn
+
+from grf_fusion._chain.options import OWNER, ChainOptions, block_options
+from grf_fusion._checks.options import check_part
+from grf_fusion._layers.block import SymmetricCrossAttentionBlock
+from grf_fusion._layers.gate import GatedFusionUnit
+from grf_fusion._layers.summary import ModalitySummary
+
+Factory = Callable[[], nn.Module] | None
+
+
+def make_block(
+    options: ChainOptions,
+    factory: Factory,
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module | None:
+    """Make the block of a step, the user's own where there is a factory.
+
+    Raises:
+        ValueError: If the factory makes no module.
+    """
+    if factory is not None:
+        return check_part(OWNER, "block", factory())
+    if options.form == "summary":
+        return None
+    return SymmetricCrossAttentionBlock(
+        **dataclasses.asdict(block_options(options)), device=device, dtype=dtype
+    )
+
+
+def make_unit(
+    options: ChainOptions,
+    factory: Factory,
+    modalities: int,
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """Make the unit of a step in a chain of so many modalities, likewise.
+
+    Raises:
+        ValueError: If the factory makes no module.
+    """
+    if factory is not None:
+        return check_part(OWNER, "unit", factory())
+    bias = cast(float, options.gate_bias)
+    if options.gate_bias == "chrono":
+        bias = -math.log(max(1, modalities - (options.opening == "first")))
+    # What is kept must not be dropped or rescaled at every step.
+    paper = options.form == "paper"
+    return GatedFusionUnit(
+        options.embed_dim,
+        dropout=options.dropout if paper else 0.0,
+        norm=paper,
+        gate_bias=bias,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def make_summary(
+    options: ChainOptions, *, device: torch.device | str | None, dtype: torch.dtype | None
+) -> ModalitySummary:
+    """Make the network of one modality."""
+    return ModalitySummary(
+        options.embed_dim,
+        num_layers=options.num_layers,
+        dropout=options.dropout,
+        activation=options.activation,
+        device=device,
+        dtype=dtype,
+    )

@@ -1,0 +1,168 @@
+"""What a chain and an adapter call of their own block and unit, and how many calls that takes."""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from forms import BATCH, DIM, HEADS, TIMES, WIDTHS, make
+from grf_fusion import FusionAdapter, GatedFusionUnit, SymmetricCrossAttentionBlock
+from properties import assert_close
+
+WITH_A_BLOCK = ["residual", "paper", "first sequence", "sequence", "paper, sequence"]
+
+
+# Of Python functions of ours, for three modalities without masks.
+MOST_CALLS = {"default": 115, "residual": 300, "paper": 300, "first sequence": 300, "adapter": 400}
+
+
+def replace_forward(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
+    own = part.forward
+
+    def forward(*given: Any, **more: Any) -> Any:
+        note()
+        return own(*given, **more)
+
+    part.forward = forward
+    return part
+
+
+def compile_in_place(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
+    def backend(graph: Any, _inputs: Any) -> Any:
+        return lambda *given: note() or graph.forward(*given)
+
+    part.compile(backend=backend)
+    return part
+
+
+def subclass(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
+    class Ours(type(part)):
+        def forward(self, *given: Any, **more: Any) -> Any:
+            note()
+            return super().forward(*given, **more)
+
+    part.__class__ = Ours
+    return part
+
+
+def wrap(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, *given: Any, **more: Any) -> Any:
+            note()
+            return self.part(*given, **more)
+
+    return Wrapper()
+
+
+def hook(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
+    part.register_forward_hook(lambda *_: note())
+    return part
+
+
+def pre_hook(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
+    part.register_forward_pre_hook(lambda *_: note())
+    return part
+
+
+LISTENERS = {
+    "hook": hook,
+    "pre-hook": pre_hook,
+    "forward": replace_forward,
+    "subclass": subclass,
+    "wrapper": wrap,
+    "compiled": compile_in_place,
+}
+
+
+def call(module: nn.Module) -> Tensor:
+    """Call a fusion or an adapter with padding, and samples that lack everything or something."""
+    torch.manual_seed(1)
+    dtype = torch.float64
+    features = {n: torch.randn(BATCH, t, WIDTHS[n], dtype=dtype) for n, t in TIMES.items()}
+    masks = {name: torch.rand(BATCH, time) < 0.6 for name, time in TIMES.items()}
+    present = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]])
+    more = {"masks": masks, "present": present}
+    if not isinstance(module, FusionAdapter):
+        return module(features, **more)
+    hidden = torch.randn(BATCH, 8, DIM, dtype=dtype)
+    return module(hidden, features, mask=torch.rand(BATCH, 8) < 0.7, **more)
+
+
+def build(form: str, **options: Any) -> nn.Module:
+    torch.manual_seed(3)
+    if form == "adapter":
+        module = FusionAdapter(WIDTHS, embed_dim=DIM, num_heads=HEADS, **options).double()
+        nn.init.ones_(module.unit.gate_scale)
+        return module
+    return make(form, **options).double()
+
+
+@pytest.mark.parametrize(
+    "how", [p if p != "compiled" else pytest.param(p, marks=pytest.mark.compile) for p in LISTENERS]
+)
+@pytest.mark.parametrize("packing", [False, "auto"])
+@pytest.mark.parametrize("form", [*WITH_A_BLOCK, "default", "adapter"])
+def test_a_part_that_somebody_listens_to_is_called(form: str, packing: Any, how: str) -> None:
+    """Hooks, subclasses, wrappers, and compiled or replaced forwards: called once a step."""
+    torch.compiler.reset()
+    options = {} if form == "default" else {"packing": packing}
+    plain = build(form, **options)
+    expected = call(plain)
+    for name in ("block", "unit"):
+        module, calls = build(form, **options), []
+        part = getattr(module, name)
+        if part is None:
+            continue
+        setattr(module, name, LISTENERS[how](part, lambda calls=calls: calls.append(1)))
+        # A compiler looks at gradients, which a tensor inside a chain has none of.
+        with torch.no_grad():
+            assert_close({"": call(module)}, {"": expected})
+        steps = len(WIDTHS) - (form not in ("default", "residual", "adapter"))
+        # A compiler may cut a call into several graphs.
+        assert len(calls) == steps or (how == "compiled" and len(calls) > steps)
+
+
+@pytest.mark.parametrize("form", MOST_CALLS)
+def test_a_step_is_decided_once(form: str) -> None:
+    """What Python functions of ours are called how often for three modalities without masks."""
+    module = build(form)
+    features = {n: torch.randn(BATCH, t, WIDTHS[n]).double() for n, t in TIMES.items()}
+    given = (features,)
+    if form == "adapter":
+        given = (torch.randn(BATCH, 8, DIM).double(), features)
+    module(*given)
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, _value: object) -> None:
+        if event == "call" and "grf_fusion" in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_qualname)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        module(*given)
+    finally:
+        sys.setprofile(before)
+    assert len(calls) <= MOST_CALLS[form]
+
+
+@pytest.mark.parametrize("part", [SymmetricCrossAttentionBlock, GatedFusionUnit])
+def test_what_a_subclass_returns_is_checked(part: type[nn.Module]) -> None:
+    module = build("residual")
+    name = "block" if part is SymmetricCrossAttentionBlock else "unit"
+
+    class Wrong(part):
+        def forward(self, *_given: Any, **_more: Any) -> Any:
+            return None
+
+    getattr(module, name).__class__ = Wrong
+    with pytest.raises(ValueError, match=rf"expected `{name}\(\)` to return a pair"):
+        call(module)
