@@ -24,11 +24,7 @@ def make_block(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module | None:
-    """Make the block of a step, the user's own where there is a factory.
-
-    Raises:
-        ValueError: If the factory makes no module.
-    """
+    """Make the block of a step, the user's own where there is a factory."""
     if factory is not None:
         return check_part(OWNER, "block", factory())
     if options.form == "summary":
@@ -46,11 +42,7 @@ def make_unit(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Make the unit of a step in a chain of so many modalities, likewise.
-
-    Raises:
-        ValueError: If the factory makes no module.
-    """
+    """Make the unit of a step in a chain of so many modalities, likewise."""
     if factory is not None:
         return check_part(OWNER, "unit", factory())
     bias = cast(float, options.gate_bias)
