@@ -22,7 +22,9 @@ from grf_fusion import (
     SymmetricCrossAttentionBlock,
     mask_from_lengths,
 )
+from grf_fusion._chain import step as step_module
 from grf_fusion._cpu import layout as _layout
+from grf_fusion._cpu.real_steps import find_real_steps
 from grf_fusion._layers import attention as _attention
 from grf_fusion._layers import block as block_module
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion
@@ -394,3 +396,109 @@ def test_padding_costs_no_operations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_packing_is_refused(packing: Any) -> None:
     with pytest.raises(ValueError, match=f"`packing` to be 'auto', True or False, got {packing!r}"):
         make_block(packing=packing)
+
+
+SUMMARY: dict[str, dict[str, Any]] = {
+    "summary": {},
+    "two layers": {"num_layers": 2, "activation": "relu"},
+    "own units, opened by the first": {"share_weights": False, "opening": "first"},
+}
+
+
+@contextmanager
+def counted_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Collect the number of rows of every modality that the summary form packs."""
+    rows: list[int] = []
+
+    def counting(mask: Tensor) -> Any:
+        rows.append(int(mask.sum()))
+        return find_real_steps(mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "find_real_steps", counting)
+        yield rows
+
+
+def summary_call(pattern: str) -> dict[str, Any]:
+    """Features of three modalities with NaN where nothing is real, masks and presence."""
+    times = {"text": 7, "audio": 11, "sensor": 1}
+    masks = {
+        name: mask_from_lengths(torch.tensor([time, 1, (time + 1) // 2, min(2, time)]), time)
+        for name, time in times.items()
+    }
+    present = torch.ones(4, 3, dtype=torch.bool)
+    if pattern == "holes":
+        masks = {name: torch.rand(mask.shape) < 0.5 for name, mask in masks.items()}
+    if pattern == "absent":
+        present = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 0]]).bool()
+    if pattern == "nobody":
+        masks["audio"][:] = False
+    # Whole numbers: the maximum has more than one place.
+    features = {
+        name: torch.randint(-2, 3, (4, time, WIDTHS[name])).double() for name, time in times.items()
+    }
+    for column, (name, values) in enumerate(features.items()):
+        values[~masks[name] | ~present[:, column, None]] = math.nan
+        values.requires_grad_()
+    return {"features": features, "masks": masks, "present": present}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("pattern", ["padded", "holes", "absent", "nobody"])
+@pytest.mark.parametrize("options", list(SUMMARY))
+def test_packed_summary_equals_padded(
+    options: str, pattern: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training with scales that are measured in this very call."""
+    found, call = [], summary_call(pattern)
+    for packing in (False, True):
+        torch.manual_seed(1)
+        fusion = GatedRecurrentFusion(
+            WIDTHS, embed_dim=DIM, packing=packing, dtype=torch.float64, **SUMMARY[options]
+        ).train(training)
+        with counted_rows(monkeypatch) as rows:
+            context, trace = fusion(**call, return_trace=True)
+        assert len(rows) == 3 * packing
+        outputs = {"context": context, "contexts": trace.contexts, "gates": trace.gates}
+        slopes = gradients(fusion, tuple(outputs.values()), call["features"])
+        found.append(outputs | slopes | {f"buffer {n}": b for n, b in fusion.named_buffers()})
+    assert_close(found[1], found[0])
+
+
+def test_packed_summary_can_be_differentiated_twice() -> None:
+    fusion = GatedRecurrentFusion({"a": 2, "b": 3}, embed_dim=3, packing=True, dtype=torch.float64)
+    masks = {"a": mask_from_lengths(torch.tensor([2, 1]), 2), "b": torch.eye(2).bool()}
+    inputs = [torch.randn(2, 2, width, dtype=torch.float64, requires_grad=True) for width in (2, 3)]
+
+    def fuse(a: Tensor, b: Tensor) -> Tensor:
+        return fusion.eval()({"a": a, "b": b}, masks=masks)
+
+    assert torch.autograd.gradcheck(fuse, inputs)
+    assert torch.autograd.gradgradcheck(fuse, inputs)
+
+
+def test_a_summary_is_packed_where_it_pays_and_nobody_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(3, 20, 5)
+    nearly, padded = (mask_from_lengths(torch.tensor(n), 20) for n in ([20, 20, 17], [20, 9, 3]))
+
+    def make(**options: Any) -> GatedRecurrentFusion:
+        return GatedRecurrentFusion({"text": 5}, embed_dim=8, **options)
+
+    with counted_rows(monkeypatch) as rows:
+        for mask in (None, nearly):
+            make()({"text": x}, masks={"text": mask})
+        make(packing=True)({"text": x})
+        make(packing=False)({"text": x}, masks={"text": padded})
+        for part in ("projections.text", "scales.text", "summaries.text"):
+            fusion = make()
+            fusion.get_submodule(part).register_forward_hook(lambda *_: None)
+            fusion({"text": x}, masks={"text": padded})
+        with torch.autocast("cpu", torch.bfloat16):
+            make()({"text": x}, masks={"text": padded})
+        torch.func.vmap(make().eval(), in_dims=({"text": 1},))({"text": x.unsqueeze(1)})
+        assert rows == []
+        make()({"text": x}, masks={"text": padded})
+        make(packing=True)({"text": x}, masks={"text": nearly})
+        assert rows == [32, 57]

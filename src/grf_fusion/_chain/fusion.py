@@ -124,7 +124,8 @@ class GatedRecurrentFusion(nn.Module):
             cost is linear in the length. ``None`` for none in the residual form, and for full
             self-attention in the paper's.
         symmetric: Whether the modality attends to the context too.
-        packing: Whether the block skips padded steps, see `SymmetricCrossAttentionBlock`.
+        packing: Whether the block skips padded steps, see `SymmetricCrossAttentionBlock`. With
+            ``form="summary"`` the steps of the modalities' networks, on the CPU only.
         checkpoint: Whether the block recomputes activations in the backward pass to save memory.
         context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
             modality of the order is a sequence for the one step that follows it (the author's
@@ -568,7 +569,9 @@ class GatedRecurrentFusion(nn.Module):
         else:
             scale = cast(FeatureScale, self.scales[name])
             summary = cast(ModalitySummary, self.summaries[name])
-            incoming = receive_summary(projection, scale, summary, arrival, batch)
+            incoming = receive_summary(
+                projection, scale, summary, arrival, batch, packing=self.packing
+            )
         index = torch.arange(len(self.modalities), device=projection.weight.device)
         seen = incoming.present.unsqueeze(1) & (index == list(self.modalities).index(name))
         start = self.initial_context

@@ -51,7 +51,6 @@ OF_THE_BLOCK: dict[str, object] = {
     "norm_first": None,
     "self_attention": None,
     "symmetric": True,
-    "packing": "auto",
     "checkpoint": False,
 }
 
@@ -113,6 +112,7 @@ def _settle_form(given: ChainOptions) -> ChainOptions:
 def _check_summary(given: ChainOptions, *, own_block: bool) -> None:
     expect_size(OWNER, "num_layers", given.num_layers)
     expect_choice(OWNER, "activation", given.activation, ACTIVATIONS)
+    expect_flag(OWNER, "packing", given.packing, other="auto")
     if given.num_heads is not None:
         expect_size(OWNER, "num_heads", given.num_heads)
     found = {name: getattr(given, name) for name in OF_THE_BLOCK}

@@ -1,6 +1,6 @@
 """The recurrence itself: how one modality meets the context of every sample."""
 
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from grf_fusion._chain.options import OWNER, Mode
 from grf_fusion._chain.state import FusionState
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
-from grf_fusion._checks.tracing import is_untouched
+from grf_fusion._checks.tracing import is_plain_call, is_untouched
 from grf_fusion._cpu.dropout import drop
+from grf_fusion._cpu.layout import worth_packing
+from grf_fusion._cpu.real_steps import find_real_steps
 from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
-from grf_fusion._inputs.projections import add_positions, project
+from grf_fusion._inputs.projections import add_positions, fill, positions_like, project
 from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.block import enrich, is_own_block
 from grf_fusion._layers.gate import GatedFusionUnit, blend
@@ -74,13 +76,25 @@ def receive_summary(
     summary: ModalitySummary,
     arrival: Arrival,
     batch: int,
+    *,
+    packing: bool | Literal["auto"],
 ) -> Incoming:
     """Scale and project a modality, add PE and summarise it: what enters the chain is one step."""
-    projected, _, present = project(projection, arrival, batch, scale)
-    mask = None if arrival.mask is None else unmask_empty(arrival.mask)
-    placed = add_positions(projected, projection.weight, weight=POSITION_WEIGHT)
-    encoded = summary(placed, mask).unsqueeze(1)
-    return Incoming(encoded, encoded, None, None, present)
+    features, real, present = fill(projection, arrival, batch)
+    dim, time = len(projection.weight), features.shape[1]
+    positions = positions_like(projection.weight, time)
+    mask = packed = None
+    # Whoever listens to a part is shown samples and time.
+    alone = is_untouched(projection, scale, summary) and is_plain_call(features)
+    if alone and real is not None and worth_packing([real], packing=packing, width=dim):
+        packed = find_real_steps(real)
+        features, real = packed.pack(features), None
+        positions = positions.index_select(0, packed.step)
+    elif arrival.mask is not None:
+        mask = unmask_empty(arrival.mask)
+    projected = projection(scale(features, real))
+    encoded = summary(torch.add(projected, positions, alpha=POSITION_WEIGHT), mask, packed)
+    return Incoming(encoded.unsqueeze(1), encoded.unsqueeze(1), None, None, present)
 
 
 def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: bool) -> FusionState:

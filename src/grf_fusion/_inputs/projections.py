@@ -10,7 +10,20 @@ from grf_fusion._inputs.call import Arrival, check_call, presence_of
 from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
-from grf_fusion._inputs.scale import FeatureScale
+
+
+class Filled(NamedTuple):
+    """A modality of a batch, with zeros for whatever is not real.
+
+    Attributes:
+        features: ``(batch, time, d_k)``; an absent modality is one empty step.
+        real: ``(batch, time)`` bool: real steps, ``None`` for all.
+        present: ``(batch,)`` bool: samples that have at least one real step.
+    """
+
+    features: Tensor
+    real: Tensor | None
+    present: Tensor
 
 
 class Received(NamedTuple):
@@ -31,10 +44,8 @@ class Received(NamedTuple):
         return masked_mean(self.projected, self.real)
 
 
-def project(
-    projection: nn.Linear, arrival: Arrival, batch: int, scale: FeatureScale | None = None
-) -> Received:
-    """Scale and project a modality, with zeros for whatever is not real."""
+def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> Filled:
+    """Make a modality ready for its projection."""
     weight = projection.weight
     features, mask, present = arrival
     here = presence_of(arrival, batch, weight.device)
@@ -49,17 +60,24 @@ def project(
         column = present.unsqueeze(1).expand(features.shape[:2])
         real = column if mask is None else restrict(mask, column)
     # Filled before it is projected: a NaN that is masked later has already met the weights.
-    features = fill_masked(features, real)
-    if scale is not None:
-        features = scale(features, real)
-    return Received(projection(features), real, here)
+    return Filled(fill_masked(features, real), real, here)
 
 
-def add_positions(sequence: Tensor, like: Tensor, *, weight: float = 1.0) -> Tensor:
-    """Add PE times ``weight``, in the precision of the parameter ``like``."""
+def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
+    """Project a modality, with zeros for whatever is not real."""
+    features, real, present = fill(projection, arrival, batch)
+    return Received(projection(features), real, present)
+
+
+def positions_like(weight: Tensor, time: int) -> Tensor:
+    """Return PE, ``(time, dim)``, for what a projection of this weight returns."""
+    return sinusoidal_positions(time, len(weight), device=weight.device, dtype=weight.dtype)
+
+
+def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
+    """Add PE, in the precision of the parameter ``like``."""
     length, dim = sequence.shape[1:]
-    positions = sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
-    return torch.add(sequence, positions, alpha=weight)
+    return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
 
 
 def make_projections(

@@ -33,7 +33,7 @@ class FeatureScale(nn.Module):
         """Return the scaled features.
 
         Shape:
-            - features: ``(batch, time, d_k)``, 0 where ``real`` is False
+            - features: ``(batch, time, d_k)`` or ``(rows, d_k)``, 0 where ``real`` is False
             - real: ``(batch, time)`` bool, ``None`` for all
             - output: as ``features``
         """
@@ -48,7 +48,7 @@ class FeatureScale(nn.Module):
             return self.rms
         wide = torch.promote_types(features.dtype, torch.float32)
         # In two steps: in one, Inductor makes a graph of its own for small batches.
-        mean = features.to(wide).square().mean(dim=(1, 2)).mean()
+        mean = features.to(wide).square().mean(dim=-1).mean()
         if real is not None:
             # Padding is 0 and counts in neither.
             mean = mean * real.numel() / real.sum().clamp(min=1)

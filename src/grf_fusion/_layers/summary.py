@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from grf_fusion._cpu.real_steps import RealSteps
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._layers.decoder import ACTIVATIONS
 
@@ -45,11 +46,13 @@ class ModalitySummary(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @override
-    def forward(self, steps: Tensor, mask: Tensor | None) -> Tensor:
-        """Return one vector per sample.
+    def forward(
+        self, steps: Tensor, mask: Tensor | None, packed: RealSteps | None = None
+    ) -> Tensor:
+        """Return one vector per sample; ``packed`` tells where the steps lie if they are rows.
 
         Shape:
-            - steps: ``(batch, time, dim)``, projected, with positions
+            - steps: ``(batch, time, dim)`` or ``(rows, dim)``, projected, with positions
             - mask: ``(batch, time)`` bool with at least one real step per sample, ``None`` for all
             - output: ``(batch, dim)``
         """
@@ -57,5 +60,8 @@ class ModalitySummary(nn.Module):
         for linear in self.hidden:
             steps = linear(act(steps))
         steps = act(steps)
-        both = torch.cat((masked_mean(steps, mask), masked_max(steps, mask)), dim=-1)
-        return self.norm(self.output(self.dropout(both)))
+        if packed is None:
+            both = masked_mean(steps, mask), masked_max(steps, mask)
+        else:
+            both = packed.mean(steps), packed.max(steps)
+        return self.norm(self.output(self.dropout(torch.cat(both, dim=-1))))
