@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.author import sinusoids
+from benchmarks.common.author import sinusoids
 from benchmarks.quality import compare, predictions
 from benchmarks.quality.data import Batch, Task
 from benchmarks.quality.methods import BASELINES, POOLED, Size, methods

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import measure as clock
-from benchmarks.contestants import Contestant
+from benchmarks.common import clock
+from benchmarks.common.peers import Contestant
 from benchmarks.quality.data import Dataset
 from benchmarks.quality.methods import GRF, Method, heads, methods, parameters, stack_dim
 from benchmarks.quality.run import Job, Settings, jobs_of

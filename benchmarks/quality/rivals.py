@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.author import sinusoids
+from benchmarks.common.author import sinusoids
 
 
 class Steps(NamedTuple):

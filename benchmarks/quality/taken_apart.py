@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.author import sinusoids
+from benchmarks.common.author import sinusoids
 from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
 
 Part = Literal["own weights", "tokens", "slots"]

@@ -1,32 +1,25 @@
-"""Time in turns, floating-point operations, peak memory and the machine's own peak."""
+"""Time of calls in turns, floating-point operations and the machine's own peak."""
 
-import json
 import math
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks.contestants import BUILDERS, Contestant, Features, Masks
-from benchmarks.workloads import DROPOUT, workloads
+from benchmarks.common.peers import Contestant, Features, Masks
 
 Call = Callable[[], object]
 # Seconds that one measurement should last at least.
 SHORTEST = 0.02
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
-STATUS = Path("/proc/self/status")
 
 
 class Timing(NamedTuple):
-    """Median, first and third quartile of the seconds of one call."""
+    """Median, first and third quartile of what one call takes."""
 
     median: float
     low: float
@@ -45,7 +38,12 @@ def forward(contestant: Contestant, features: Features, masks: Masks) -> Call:
 
 
 def training_step(contestant: Contestant, features: Features, masks: Masks) -> Call:
-    """Return a call of forward and backward, without an optimiser.
+    """Return a call of forward and backward, without an optimiser."""
+    return with_backward(contestant.module, lambda: contestant.call(features, masks))
+
+
+def with_backward(module: nn.Module, forward: Callable[[], Tensor]) -> Call:
+    """Return a call of this forward pass of a module, and backward.
 
     The loss weighs the outputs at random: the gradient of a mean of squares nearly vanishes behind
     a layer norm, and denormal numbers are slow.
@@ -53,8 +51,8 @@ def training_step(contestant: Contestant, features: Features, masks: Masks) -> C
     weights: list[Tensor] = []
 
     def call() -> None:
-        contestant.module.zero_grad(set_to_none=True)
-        output = contestant.call(features, masks)
+        module.zero_grad(set_to_none=True)
+        output = forward()
         if not weights:
             weights.append(torch.randn_like(output))
         (output * weights[0]).sum().backward()
@@ -99,7 +97,7 @@ def race(
                     # Whoever ran before has left its own weights in the cache, and gaps in memory.
                     _seconds(calls[name], numbers[name], device)
                 taken.append(_seconds(calls[name], numbers[name], device))
-    return results | {name: _summary(taken) for name, taken in seconds.items()}
+    return results | {name: quartiles(taken) for name, taken in seconds.items()}
 
 
 def flops(contestant: Contestant, features: Features, masks: Masks) -> int:
@@ -133,49 +131,6 @@ def matmul_peak(device: str) -> float:
     return best
 
 
-def peak_memory(
-    contestant: str, group: str, size: int, *, device: str, threads: int, limit: float, quick: bool
-) -> int | str:
-    """Return the bytes that a training step adds at its peak, in a process of its own."""
-    task = [contestant, group, size, device, threads, quick]
-    command = [sys.executable, "-m", "benchmarks.measure", json.dumps(task)]
-    try:
-        done = subprocess.run(  # noqa: S603 (our own module)
-            command, capture_output=True, text=True, timeout=60 + limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"longer than {limit:g} s"
-    if done.returncode:
-        if "memory" in done.stderr or done.returncode < 0:
-            return "out of memory"
-        raise RuntimeError(done.stderr)
-    return int(done.stdout)
-
-
-def measure_memory(task: str) -> int:
-    """Run in the process of its own: a step on two steps a sequence first, to load the kernels."""
-    contestant, group, size, device, threads, quick = json.loads(task)
-    torch.set_num_threads(threads)
-    candidates = workloads(quick=quick)[group[0]]
-    workload = next(w for w in candidates if (w.group, w.size) == (group, size))
-    torch.manual_seed(0)
-    built = BUILDERS[contestant](workload.modalities, DROPOUT)
-    built.module.to(device).train()
-    features, masks = workload.draw(device)
-    few = [{name: x[:1, :2] for name, x in (values or {}).items()} for values in (features, masks)]
-    training_step(built, few[0], few[1] or None)()
-    built.module.zero_grad(set_to_none=True)
-    step = training_step(built, features, masks)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    before = _forget_peak()
-    step()
-    return _peak() - before
-
-
 def _seconds(call: Call, number: int, device: str) -> float:
     """Return the mean seconds of `number` calls."""
     if device != "cpu":
@@ -188,27 +143,9 @@ def _seconds(call: Call, number: int, device: str) -> float:
     return (time.perf_counter() - start) / number
 
 
-def _summary(seconds: list[float]) -> Timing:
+def quartiles(seconds: list[float]) -> Timing:
+    """Sum up measurements."""
     if len(seconds) == 1:
         return Timing(seconds[0], seconds[0], seconds[0], 1)
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, low, high, len(seconds))
-
-
-def _forget_peak() -> int:
-    """Start a new peak where the system can (Linux), and return the memory in use now."""
-    if STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    # A process inherits ru_maxrss from the one that started it; Linux's VmHWM is its own.
-    if STATUS.exists():
-        lines = STATUS.read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-if __name__ == "__main__":
-    sys.stdout.write(str(measure_memory(sys.argv[1])))

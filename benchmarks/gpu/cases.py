@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures: batches, models and the rows, the most important ones first."""
+"""What `benchmarks.gpu` measures: batches, models and the cases, the most important ones first."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,8 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks import contestants
-from benchmarks.contestants import Contestant, Peer, Perceiver, Size, TorchEncoder, XEncoder
+from benchmarks.common import peers
+from benchmarks.common.peers import (
+    Contestant,
+    Peer,
+    Perceiver,
+    Size,
+    TorchEncoder,
+    XEncoder,
+    called,
+)
 from grf_fusion import GatedRecurrentFusion, mask_from_lengths
 from grf_fusion.baselines import ConcatFusion
 
@@ -86,7 +94,7 @@ class Load(NamedTuple):
         return Batch(features, None if self.fewest == 1.0 else masks, share)
 
 
-class Row(NamedTuple):
+class Case(NamedTuple):
     """One measurement.
 
     Attributes:
@@ -107,7 +115,7 @@ class Row(NamedTuple):
 def _default(load: Load) -> Contestant:
     dim, layers = load.size.dim, load.size.layers
     fusion = GatedRecurrentFusion(load.modalities, embed_dim=dim, num_layers=layers)
-    return Contestant(fusion, lambda x, masks: fusion(x, masks=masks))
+    return called(fusion)
 
 
 def _with_block(**options: object) -> Callable[[Load], Contestant]:
@@ -115,7 +123,7 @@ def _with_block(**options: object) -> Callable[[Load], Contestant]:
         dim, heads, layers, hidden = load.size
         sizes = {"num_heads": heads, "num_layers": layers, "dim_feedforward": hidden}
         fusion = GatedRecurrentFusion(load.modalities, embed_dim=dim, **sizes, **options)
-        return Contestant(fusion, lambda x, masks: fusion(x, masks=masks))
+        return called(fusion)
 
     return build
 
@@ -124,7 +132,7 @@ def _our_early(load: Load) -> Contestant:
     dim, heads, layers, hidden = load.size
     sizes = {"embed_dim": dim, "num_heads": heads, "num_layers": layers}
     fusion = ConcatFusion(load.modalities, stage="early", dim_feedforward=hidden, **sizes)
-    return Contestant(fusion, lambda x, masks: fusion(x, masks=masks))
+    return called(fusion)
 
 
 def _peer(body: Callable[[Size], nn.Module]) -> Callable[[Load], Contestant]:
@@ -140,8 +148,8 @@ MODELS: Mapping[str, Callable[[Load], Contestant]] = {
     RESIDUAL: _with_block(form="residual"),
     PADDED: _with_block(form="residual", packing=False),
     PAPER: _with_block(form="paper"),
-    AUTHOR: lambda load: contestants.author(load.modalities, 0.0, load.size),
-    MULT: lambda load: contestants.mult(load.modalities, 0.0, load.size),
+    AUTHOR: lambda load: peers.author(load.modalities, 0.0, load.size),
+    MULT: lambda load: peers.mult(load.modalities, 0.0, load.size),
     EARLY: _peer(lambda size: TorchEncoder(0.0, size)),
     OUR_EARLY: _our_early,
     X_ENCODER: _peer(lambda size: XEncoder(0.0, size)),
@@ -190,48 +198,48 @@ def loads(*, quick: bool) -> dict[str, Load]:
     return found
 
 
-def rows(*, quick: bool) -> list[Row]:
-    """Return what is measured, the most important rows first."""
+def cases(*, quick: bool) -> list[Case]:
+    """Return what is measured, the most important cases first."""
     by = loads(quick=quick)
     wide, chain, long = by["wide"], by["chain"], by["long"]
     lengths = [int(key[1:]) for key in by if key[0] == "M"]
     first = [
-        Row(wide, OURS),
-        Row(wide, RESIDUAL),
-        Row(wide, PADDED),
-        Row(wide, AUTHOR),
-        Row(wide, EARLY),
-        Row(chain, EARLY),
-        Row(chain, OURS),
-        Row(chain, EARLY, CAPTURED),
-        Row(chain, OURS, CAPTURED),
+        Case(wide, OURS),
+        Case(wide, RESIDUAL),
+        Case(wide, PADDED),
+        Case(wide, AUTHOR),
+        Case(wide, EARLY),
+        Case(chain, EARLY),
+        Case(chain, OURS),
+        Case(chain, EARLY, CAPTURED),
+        Case(chain, OURS, CAPTURED),
         # Captured, because launches hide how the time grows with the length.
-        *(Row(by[f"M{length}"], OURS, CAPTURED) for length in lengths),
-        Row(by[f"M{lengths[-1]}"], OURS),
-        Row(wide, PAPER),
-        Row(long, OURS),
-        Row(long, RESIDUAL),
-        Row(long, PADDED),
-        Row(chain, RESIDUAL, CAPTURED),
-        # A row that compiles takes half a minute or more.
-        Row(wide, OURS, COMPILED),
-        Row(wide, RESIDUAL, LAYERS_COMPILED),
-        Row(wide, AUTHOR, COMPILED),
-        Row(wide, PADDED, COMPILED),
-        Row(wide, MULT),
-        Row(wide, OURS, precision=AUTOCAST),
-        Row(wide, AUTHOR, precision=AUTOCAST),
-        Row(wide, OURS, precision=FLOAT32),
-        Row(wide, OURS, training=False),
-        Row(wide, RESIDUAL, training=False),
-        Row(wide, AUTHOR, training=False),
-        Row(chain, AUTHOR),
-        Row(chain, AUTHOR, CAPTURED),
-        Row(long, AUTHOR),
-        Row(long, EARLY),
+        *(Case(by[f"M{length}"], OURS, CAPTURED) for length in lengths),
+        Case(by[f"M{lengths[-1]}"], OURS),
+        Case(wide, PAPER),
+        Case(long, OURS),
+        Case(long, RESIDUAL),
+        Case(long, PADDED),
+        Case(chain, RESIDUAL, CAPTURED),
+        # A case that compiles takes half a minute or more.
+        Case(wide, OURS, COMPILED),
+        Case(wide, RESIDUAL, LAYERS_COMPILED),
+        Case(wide, AUTHOR, COMPILED),
+        Case(wide, PADDED, COMPILED),
+        Case(wide, MULT),
+        Case(wide, OURS, precision=AUTOCAST),
+        Case(wide, AUTHOR, precision=AUTOCAST),
+        Case(wide, OURS, precision=FLOAT32),
+        Case(wide, OURS, training=False),
+        Case(wide, RESIDUAL, training=False),
+        Case(wide, AUTHOR, training=False),
+        Case(chain, AUTHOR),
+        Case(chain, AUTHOR, CAPTURED),
+        Case(long, AUTHOR),
+        Case(long, EARLY),
     ]
     of_page = [
-        Row(load, model, mode)
+        Case(load, model, mode)
         for load, mode in (
             (by["A"], EAGER),
             (by["A"], CAPTURED),
@@ -242,21 +250,21 @@ def rows(*, quick: bool) -> list[Row]:
         for model in (OURS, RESIDUAL, PAPER, AUTHOR, MULT, EARLY)
     ]
     others = [
-        Row(by[f"D{length}"], model) for length in lengths[:-1] for model in (OURS, PAPER, AUTHOR)
+        Case(by[f"D{length}"], model) for length in lengths[:-1] for model in (OURS, PAPER, AUTHOR)
     ]
     last = [
-        Row(wide, OUR_EARLY),
-        Row(wide, PERCEIVER),
-        Row(wide, X_ENCODER),
-        Row(chain, EARLY, COMPILED),
-        Row(chain, RESIDUAL, BLOCK_COMPILED),
-        Row(by["A"], OURS, COMPILED),
-        Row(by["A"], AUTHOR, COMPILED),
-        Row(by["A"], EARLY, COMPILED),
-        Row(wide, OURS, OVERHEAD),
-        Row(by["C"], OURS, COMPILED),
-        Row(by["C"], OURS, OVERHEAD),
-        Row(by["C"], AUTHOR, COMPILED),
-        Row(chain, OURS, COMPILED),
+        Case(wide, OUR_EARLY),
+        Case(wide, PERCEIVER),
+        Case(wide, X_ENCODER),
+        Case(chain, EARLY, COMPILED),
+        Case(chain, RESIDUAL, BLOCK_COMPILED),
+        Case(by["A"], OURS, COMPILED),
+        Case(by["A"], AUTHOR, COMPILED),
+        Case(by["A"], EARLY, COMPILED),
+        Case(wide, OURS, OVERHEAD),
+        Case(by["C"], OURS, COMPILED),
+        Case(by["C"], OURS, OVERHEAD),
+        Case(by["C"], AUTHOR, COMPILED),
+        Case(chain, OURS, COMPILED),
     ]
     return first + of_page + others + last

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.author import sinusoids
-from benchmarks.contestants import LONGEST, Features
+from benchmarks.common.author import sinusoids
+from benchmarks.common.peers import LONGEST, Features
 from grf_fusion import FusionState, GatedRecurrentFusion
 
 

@@ -1,4 +1,4 @@
-"""Plot workloads C and D of a saved run: `python -m benchmarks.plots results.json docs/assets`."""
+"""Plot workloads C and D: `python -m benchmarks.speed.plots results.json docs/assets`."""
 
 import argparse
 import functools
@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from benchmarks.contestants import AUTHOR, MULT, OURS_AUTHOR, OURS_NO_SELF
-from benchmarks.report import Results
-from benchmarks.workloads import FORWARD, MEMORY, TRAIN_DROPOUT
+from benchmarks.speed.contestants import AUTHOR, MULT, OURS_AUTHOR, OURS_NO_SELF
+from benchmarks.speed.rows import Results
+from benchmarks.speed.workloads import FORWARD, MEMORY, TRAIN_DROPOUT
 
 # Label, colour (after Okabe and Ito, for colour-blind readers) and style of each line.
 LINES = {
@@ -46,7 +46,7 @@ def plot(results: Results, group: str, folder: Path) -> Path | None:
         return None
     size = (5.4, 3.1 * len(figures))
     drawing, axes = plt.subplots(len(figures), 1, figsize=size, squeeze=False, layout="constrained")
-    ticks = sorted({record.size for record in results.records if record.group == group})
+    ticks = sorted({row.size for row in results.rows if row.group == group})
     for axis, figure in zip(axes[:, 0], figures, strict=True):
         title, unit = FIGURES[figure]
         ends = {}
@@ -103,7 +103,7 @@ def _label(axis: Axes, ends: Mapping[str, tuple[float, float, str]], last: float
 
 def main() -> None:
     """Read the command line and draw."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.plots", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="JSON files of benchmarks.speed")
     parser.add_argument("folder", type=Path, help="where to put speed_c and speed_d")
     args = parser.parse_args()

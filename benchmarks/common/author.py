@@ -104,7 +104,7 @@ class AuthorModel(nn.Module):
             new_context, new_modality = encoder(
                 self._encode(context), self._encode(modality), pad, modality_pad
             )
-            fused = gate(_mean(new_context, pad), _mean(new_modality, modality_pad))
+            fused = gate(mean(new_context, ~pad), mean(new_modality, ~modality_pad))
             context, pad = fused.unsqueeze(1), pad.new_zeros(len(fused), 1)
         return context.squeeze(1)
 
@@ -119,6 +119,9 @@ def sinusoids(longest: int, dim: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
-def _mean(sequence: Tensor, pad: Tensor) -> Tensor:
-    real = (~pad).unsqueeze(-1).to(sequence.dtype)
+def mean(sequence: Tensor, real: Tensor | None) -> Tensor:
+    """Return the mean over real steps, `None` for all."""
+    if real is None:
+        return sequence.mean(dim=1)
+    real = real.unsqueeze(-1)
     return (sequence * real).sum(dim=1) / real.sum(dim=1)
