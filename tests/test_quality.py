@@ -16,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.markdown import insert
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import catalog, cost, digits, evidence, icu, mosi, omics, sensors
 from benchmarks.quality import metrics as ours
@@ -1062,7 +1063,7 @@ def test_a_page_gets_what_is_generated_between_its_marks(tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
     page = docs / "evidence.md"
-    page.write_text(f"# A\n\n{evidence.BEGIN}\nold\n{evidence.END}\n\nrest\n", "utf-8")
+    page.write_text("# A\n\n{}\nold\n{}\n\nrest\n".format(*evidence.MARKS), "utf-8")
     only = [f"synthetic-*,{name}" for name in (GRF, "concatenation, pooled", "weighted sum*")]
     only = itertools.chain.from_iterable(("--only", one) for one in only)
     options = ["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs", *only]
@@ -1070,7 +1071,8 @@ def test_a_page_gets_what_is_generated_between_its_marks(tmp_path):
     once = page.read_text("utf-8")
     summaries = tables.summarise(Store(tmp_path / "runs.jsonl"))
     text = evidence.evidence(summaries)
-    assert once == f"# A\n\n{evidence.BEGIN}\n\n{text}\n{evidence.END}\n\nrest\n"
+    begin, end = evidence.MARKS
+    assert once == f"# A\n\n{begin}\n\n{text}\n{end}\n\nrest\n"
     names = ("synthetic-classes", "synthetic-binary", "synthetic-regression")
     for name in names:
         own = (docs / "evidence" / f"{name}.md").read_text("utf-8")
@@ -1092,7 +1094,7 @@ def test_the_evidence_page_shows_the_runs_that_are_kept():
     root = Path(__file__).resolve().parents[1]
     page = (root / "docs" / "evidence.md").read_text("utf-8")
     summaries = tables.summarise(Store(root / "benchmarks" / "results" / "quality" / "runs.jsonl"))
-    assert evidence.insert(page, evidence.evidence(summaries)) == page
+    assert insert(page, evidence.MARKS, evidence.evidence(summaries)) == page
     texts = tables.pages(summaries)
     found = {path.stem: path for path in (root / "docs" / "evidence").glob("*.md")}
     assert found.keys() == texts.keys()
@@ -1135,7 +1137,7 @@ def test_how_long_a_training_takes_is_reckoned(tmp_path, monkeypatch, most):
     monkeypatch.setattr(running, "MANY_PARAMETERS", 1000)
     monkeypatch.setattr(running, "MOST_MINUTES", most)
     # 5 epochs of 3 batches of 32 s are 8 minutes.
-    monkeypatch.setattr(cost, "steps", lambda *_: {"MulT": 32.0, "GRF": 0.5})
+    monkeypatch.setattr(running.steps, "seconds", lambda *_: {"MulT": 32.0, "GRF": 0.5})
     store = Store(tmp_path / "runs.jsonl")
     method = methods(dataset)["MulT"]
     job = running.Job(dataset, method, running.Settings(), store)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.quality import cost
 from benchmarks.quality.catalog import MADE_UP, NAMES, locate, plain
 from benchmarks.quality.methods import GRF, Method, methods
 from benchmarks.quality.run import Settings
@@ -46,8 +47,6 @@ def _run(args: argparse.Namespace, store: Store) -> None:
     done = sweep(source, store, settings, wanted, jobs=args.jobs, seconds=args.seconds, say=say)
     say(f"{done} trainings")
     if args.jobs == 1 and args.seconds is None and not args.run_only:
-        from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
-
         for name, chosen in wanted.items():
             dataset = source.get(name, args.device)
             if chosen(methods(dataset)["MulT"]):

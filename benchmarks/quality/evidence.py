@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.common.markdown import insert, table
 from benchmarks.quality.catalog import plain
 from benchmarks.quality.methods import GRF, POOLED
-from benchmarks.quality.report import OTHER, interval_of, table_of
+from benchmarks.quality.report import OTHER, interval_of
 
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 # Between them stands what is generated.
-BEGIN, END = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
+MARKS = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
 COMPLETE, HALF = "everything there", "about half missing"
 PICTURE = "quality_overview.svg"
 
@@ -58,23 +59,10 @@ def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
     return "\n".join(lines) + "\n"
 
 
-def insert(page: str, text: str) -> str:
-    """Put what is generated into a page, between its two marks.
-
-    Raises:
-        ValueError: If the page has no marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"insert: expected a page with {BEGIN} and {END}, got neither or one.")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
-
-
 def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) -> None:
     """Write the evidence page and one page a data set into the documentation."""
     page = docs / "evidence.md"
-    page.write_text(insert(page.read_text("utf-8"), evidence(summaries)), "utf-8")
+    page.write_text(insert(page.read_text("utf-8"), MARKS, evidence(summaries)), "utf-8")
     (docs / "evidence").mkdir(exist_ok=True)
     for name, text in texts.items():
         (docs / "evidence" / f"{name}.md").write_text(text, "utf-8")
@@ -211,14 +199,14 @@ def _classical(summaries: Sequence[Summary]) -> Iterator[str]:
 def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
     header = ["", GRF, "best other fusion", f"{GRF} minus it"]
     header += [f"{HALF}: {GRF} / best other", f"{GRF} minus it, {HALF}"]
-    table = []
+    lines = []
     for summary in summaries:
         about = summary["about"]
         name, half = about["dataset"], about["half"]
         own = fusions(summary)[GRF]
         other, less = (best_other(summary, point) for point in (COMPLETE, HALF))
         link = f"[{name}]({pages}/{plain(name)}.md)" if pages else name
-        table.append(
+        lines.append(
             [
                 f"{link}, {about['task']['primary']}",
                 _mean(own, "0"),
@@ -231,7 +219,7 @@ def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
                 interval_of(less["GRF minus this"][str(half)]),
             ]
         )
-    yield from table_of(header, table)
+    yield from table(header, lines)
 
 
 def _named(row: Row, own: Row) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from benchmarks.common.markdown import table
 from benchmarks.quality.catalog import plain
 from benchmarks.quality.compare import Bootstrap
 from benchmarks.quality.data import Task
@@ -206,8 +207,8 @@ def _dataset(summary: Mapping[str, Any]) -> Iterator[str]:
     for group in FULL:
         chosen = [row for row in rows if row["group"] == group]
         if chosen:
-            table = [_cells(row, metrics) for row in chosen]
-            yield from (f"### {GROUPS[group]}", "", *table_of(header, table))
+            lines = [_cells(row, metrics) for row in chosen]
+            yield from (f"### {GROUPS[group]}", "", *table(header, lines))
     yield from _differences(rows, about)
     yield from _reference(about)
     yield from _missing(rows, about)
@@ -240,12 +241,12 @@ def _differences(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[s
     half = str(about["half"])
     yield from (f"### {GRF} minus each other method, {about['task']['primary']}", "")
     header = ["", "everything there", f"{GRF} is", f"{half} missing", f"{GRF} is"]
-    table = []
+    lines = []
     for row in compared:
         found = [row["GRF minus this"][gone] for gone in ("0", half)]
         cells = [cell for one in found for cell in (interval_of(one), one["GRF is"])]
-        table.append([row["name"], *cells])
-    yield from table_of(header, table)
+        lines.append([row["name"], *cells])
+    yield from table(header, lines)
 
 
 def interval_of(difference: Mapping[str, Any]) -> str:
@@ -257,7 +258,7 @@ def interval_of(difference: Mapping[str, Any]) -> str:
 def _reference(about: Record) -> Iterator[str]:
     if about["reference"]:
         rows = [list(row) for row in about["reference"]]
-        yield from ("### Numbers that came with the data", "", *table_of(["", "metric", ""], rows))
+        yield from ("### Numbers that came with the data", "", *table(["", "metric", ""], rows))
 
 
 def _missing(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[str]:
@@ -268,8 +269,8 @@ def _missing(rows: Sequence[Mapping[str, Any]], about: Record) -> Iterator[str]:
         yield from (f"### {primary} with so many modalities missing at test time", "")
         yield "Each sample keeps at most n - k random ones of those it has."
         yield ""
-        table = [[r["name"], *(number_of(r["missing"][point]) for point in points)] for r in shown]
-        yield from table_of(["", *points], table)
+        lines = [[r["name"], *(number_of(r["missing"][point]) for point in points)] for r in shown]
+        yield from table(["", *points], lines)
 
 
 def _orders(rows: Sequence[Mapping[str, Any]], task: Task) -> Iterator[str]:
@@ -278,19 +279,19 @@ def _orders(rows: Sequence[Mapping[str, Any]], task: Task) -> Iterator[str]:
     if not trained and not tested:
         return
     header = ["", "orders", "mean", "deviation", "lowest", "highest", "deviation over seeds"]
-    table = []
+    lines = []
     own = next((row for row in rows if row["name"] == GRF), None)
     if trained:
         seeds = own["test"][task.primary]["seeds"] if own else []
         # The declared order with the same seed, the first, is one of them.
         trained = [*seeds[:1], *trained]
-        table.append(_range("trained and tested in each order, one seed", trained, seeds))
+        lines.append(_range("trained and tested in each order, one seed", trained, seeds))
     for row in tested:
         # The first order is the declared one.
         means = [statistics.fmean(of_order) for of_order in zip(*row["orders"], strict=True)]
         seeds = row["test"][task.primary]["seeds"]
-        table.append(_range(f"{row['name']}: tested in each order", means, seeds))
-    yield from (f"### {task.primary} against order", "", *table_of(header, table))
+        lines.append(_range(f"{row['name']}: tested in each order", means, seeds))
+    yield from (f"### {task.primary} against order", "", *table(header, lines))
 
 
 def _range(name: str, values: Sequence[float], seeds: Sequence[float]) -> list[str]:
@@ -304,10 +305,10 @@ def _alone(rows: Sequence[Mapping[str, Any]], task: Task) -> Iterator[str]:
     if alone:
         alone.sort(key=lambda row: row["test"][task.primary]["mean"], reverse=task.higher)
         metrics = COLUMNS[task.kind]
-        table = [
+        lines = [
             [row["name"], *(number_of(row["test"][metric]) for metric in metrics)] for row in alone
         ]
-        yield from (f"### {GROUPS['single']}", "", *table_of(["", *metrics], table))
+        yield from (f"### {GROUPS['single']}", "", *table(["", *metrics], lines))
 
 
 def _mult(bill: Record | None) -> Iterator[str]:
@@ -320,12 +321,12 @@ def _mult(bill: Record | None) -> Iterator[str]:
         "longest of the batch in MulT; memory of weights, gradients and AdamW alone."
     )
     yield ""
-    table = []
+    lines = []
     for name in ("GRF", "MulT", "MulT, as wide"):
         if name in bill:
             own = bill[name]
             narrow = f", stacks {bill['stack width']} wide" if name == "MulT" else ""
-            table.append(
+            lines.append(
                 [
                     name + narrow,
                     f"{own['parameters'] / 1e6:,.2f}",
@@ -333,7 +334,7 @@ def _mult(bill: Record | None) -> Iterator[str]:
                     f"{own['bytes'] / 2**30:,.3f}",
                 ]
             )
-    yield from table_of(["", "parameters, millions", "GFLOP", "memory, GiB"], table)
+    yield from table(["", "parameters, millions", "GFLOP", "memory, GiB"], lines)
 
 
 def number_of(value: Mapping[str, Any]) -> str:
@@ -346,9 +347,3 @@ def _time(timing: Mapping[str, Any] | str | None) -> str:
     if timing is None:
         return ""
     return timing if isinstance(timing, str) else f"{1e3 * timing['median']:.3g}"
-
-
-def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table, and an empty line."""
-    rule = ["---"] * len(header)
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)] + [""]

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.quality import metrics
+from benchmarks.quality import metrics, steps
 from benchmarks.quality.catalog import NAMES
 from benchmarks.quality.data import Dataset, Task
 from benchmarks.quality.methods import (
@@ -174,10 +174,8 @@ class Job(NamedTuple):
             return count > MANY_PARAMETERS
         reason = f"{count / 1e6:,.0f} million parameters at width {width}"
         if count <= MOST_PARAMETERS:
-            from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
-
-            ours = methods(self.dataset)[GRF]
-            seconds = cost.steps([self.method, ours], self.dataset, rate, width, self.settings)
+            both = (self.method, methods(self.dataset)[GRF])
+            seconds = steps.seconds(both, self.dataset, rate, width, self.settings.device)
             batches = budget.epochs * budget.steps(len(self.dataset.parts["train"]))
             minutes = seconds[self.method.name] * batches / 60
             if minutes <= MOST_MINUTES:
