@@ -18,21 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.markdown import insert
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import catalog, cost, digits, evidence, icu, mosi, omics, sensors
+from benchmarks.quality import cost, evidence
 from benchmarks.quality import metrics as ours
 from benchmarks.quality import report as tables
 from benchmarks.quality import run as running
-from benchmarks.quality.data import (
-    Batch,
-    Budget,
-    Part,
-    Task,
-    curve,
-    drop_steps,
-    standardise,
-    stratified,
-    summaries_of,
-)
+from benchmarks.quality.datasets import catalog, digits, icu, mosi, omics, sensors
+from benchmarks.quality.datasets.dataset import Batch, Budget, Part, Task, curve, drop_steps
+from benchmarks.quality.datasets.prepare import standardise, stratified, summaries_of
+from benchmarks.quality.datasets.synthetic import synthetic
 from benchmarks.quality.methods import (
     ABLATIONS,
     CROSS,
@@ -48,7 +41,6 @@ from benchmarks.quality.methods import (
     parameters,
 )
 from benchmarks.quality.store import Store, method_key
-from benchmarks.quality.synthetic import synthetic
 from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
 from benchmarks.quality.train import Learner, Network, build, evaluate, keep, refit, train
 from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
@@ -286,16 +278,6 @@ def test_icu2012_holds_every_event(arrays):
     own = columns.values[7, columns.owner == names.index("HR")]
     want = [count, values.double().mean(), values.min(), values.max(), values[0], values[-1]]
     np.testing.assert_allclose(own, [float(value) for value in want])
-
-
-def test_icu2012_can_keep_the_last_events_only(arrays):
-    whole, short = (icu.icu2012(arrays("icu2012"), 40, last_events=n) for n in (None, 5))
-    for name, few in short.parts["test"].features.items():
-        all_of, lengths = whole.parts["test"].features[name], whole.parts["test"].lengths[name]
-        assert few.shape[1] <= 5
-        for sample, length in enumerate(lengths.tolist()):
-            kept = min(length, 5)
-            assert torch.equal(few[sample, :kept], all_of[sample, length - kept : length])
 
 
 def loaders() -> dict:

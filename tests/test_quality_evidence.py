@@ -12,10 +12,10 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality import evidence, plots
 from benchmarks.quality import sweep as sweeping
 from benchmarks.quality.compare import Difference
+from benchmarks.quality.datasets.synthetic import synthetic
 from benchmarks.quality.methods import CROSS, GRF, POOLED
 from benchmarks.quality.run import Settings, choose, jobs_of
 from benchmarks.quality.store import Store
-from benchmarks.quality.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from benchmarks.common.author import sinusoids
 from benchmarks.quality import compare, predictions
-from benchmarks.quality.data import Batch, Task
+from benchmarks.quality.datasets.dataset import Batch, Task
+from benchmarks.quality.datasets.synthetic import synthetic
 from benchmarks.quality.methods import BASELINES, POOLED, Size, methods
 from benchmarks.quality.metrics import auroc, measure
 from benchmarks.quality.model import LateScores, Model
@@ -20,7 +21,6 @@ from benchmarks.quality.rivals import (
     LatentTransformer,
     Layer,
 )
-from benchmarks.quality.synthetic import synthetic
 from benchmarks.quality.train import build, objective
 from grf_fusion.baselines import ConcatFusion
 

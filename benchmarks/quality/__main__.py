@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import cost
-from benchmarks.quality.catalog import MADE_UP, NAMES, locate, plain
+from benchmarks.quality.datasets.catalog import MADE_UP, NAMES, locate, plain
 from benchmarks.quality.methods import GRF, Method, methods
 from benchmarks.quality.run import Settings
 from benchmarks.quality.store import Store

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from benchmarks.quality.data import Dataset, Part, Task
+from benchmarks.quality.datasets.dataset import Dataset, Part, Task
 from grf_fusion import ModalityDropout
 
 DROPOUT = 0.1

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.data import Task
+from benchmarks.quality.datasets.dataset import Task
 from benchmarks.quality.predictions import unpack, unpack_labels
 
 REPLICATES, CONFIDENCE, SEED = 1000, 0.95, 0

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.common import clock
 from benchmarks.common.peers import Contestant
-from benchmarks.quality.data import Dataset
+from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import GRF, Method, heads, methods, parameters, stack_dim
 from benchmarks.quality.run import Job, Settings, jobs_of
 from benchmarks.quality.steps import LIMIT, calls

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.common.markdown import insert, table
-from benchmarks.quality.catalog import plain
+from benchmarks.quality.datasets.catalog import plain
 from benchmarks.quality.methods import GRF, POOLED
 from benchmarks.quality.report import OTHER, interval_of
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from benchmarks.quality.data import Dataset, Task
+from benchmarks.quality.datasets.dataset import Dataset, Task
 from benchmarks.quality.model import ConcatUnit, LateScores
 from benchmarks.quality.rivals import (
     BottleneckTransformer,

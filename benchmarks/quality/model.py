@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality.data import Batch, Task
+from benchmarks.quality.datasets.dataset import Batch, Task
 from grf_fusion import GatedRecurrentFusion
 from grf_fusion.baselines import ConcatFusion
 

@@ -9,9 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from benchmarks.common.markdown import table
-from benchmarks.quality.catalog import plain
 from benchmarks.quality.compare import Bootstrap
-from benchmarks.quality.data import Task
+from benchmarks.quality.datasets.catalog import plain
+from benchmarks.quality.datasets.dataset import Task
 from benchmarks.quality.methods import BASELINES, GRF, GROUPS
 from benchmarks.quality.metrics import COLUMNS, interval
 from benchmarks.quality.run import choose, of_dataset

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.quality import metrics, steps
-from benchmarks.quality.catalog import NAMES
-from benchmarks.quality.data import Dataset, Task
+from benchmarks.quality.datasets.catalog import NAMES
+from benchmarks.quality.datasets.dataset import Dataset, Task
 from benchmarks.quality.methods import (
     GRF,
     MANY_PARAMETERS,

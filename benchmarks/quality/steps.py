@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import clock
-from benchmarks.quality.data import Dataset
+from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import Method
 from benchmarks.quality.train import Learner, Network, build
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.data import Dataset
+from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import Method
 
 # To be raised where a change of code makes old runs another thing.

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.quality.catalog import load, plain
-from benchmarks.quality.data import ENCODED, Dataset
+from benchmarks.quality.datasets.catalog import load, plain
+from benchmarks.quality.datasets.dataset import ENCODED, Dataset
 from benchmarks.quality.methods import CROSS, GRF, POOLED, Method
 from benchmarks.quality.run import Job, Settings, Unit, describe, jobs_of
 from benchmarks.quality.store import Record, Store

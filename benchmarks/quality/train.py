@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.quality import metrics, predictions
-from benchmarks.quality.data import Batch, Dataset, Part, Task, drop_steps
+from benchmarks.quality.datasets.dataset import Batch, Dataset, Part, Task, drop_steps
 from benchmarks.quality.methods import DROPOUT, Method, Size, orders
 from benchmarks.quality.model import LateScores, Model
 from grf_fusion import ModalityDropout, modulate_gradients

@@ -12,18 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.quality.data import (
-    Arrays,
-    Budget,
-    Dataset,
-    Part,
-    Summaries,
-    Task,
-    curve,
-    few,
-    grid,
-    stratified,
-)
+from benchmarks.quality.datasets.dataset import Budget, Dataset, Part, Summaries, Task
+from benchmarks.quality.datasets.prepare import Arrays, few, grid, stratified
 
 FEATURES = 3
 MINUTES = 2880
@@ -58,14 +48,8 @@ class NormalScores:
         return torch.special.ndtri(torch.from_numpy(share)).numpy().clip(-FURTHEST, FURTHEST)
 
 
-def icu2012(arrays: Arrays, most: int | None = None, *, last_events: int | None = None) -> Dataset:
-    """Make the data set: set a less a stratified fifth trains, the fifth chooses, set b tests.
-
-    Args:
-        arrays: What the archive holds.
-        most: Samples of each part, for a trial run.
-        last_events: Keep only so many events of a series, the last ones; ``None`` for all.
-    """
+def icu2012(arrays: Arrays, most: int | None = None) -> Dataset:
+    """Make the data set: set a less a stratified fifth trains, the fifth chooses, set b tests."""
     own, tests = (np.flatnonzero(arrays["set"] == k) for k in (0, 1))
     held = stratified(arrays["death"][own], VALIDATION, SPLIT_SEED)
     index = {"train": own[~held], "validation": own[held], "test": tests}
@@ -76,7 +60,7 @@ def icu2012(arrays: Arrays, most: int | None = None, *, last_events: int | None 
         name: NormalScores(arrays["value"][is_train & (arrays["parameter"] == p)])
         for p, name in enumerate(series)
     }
-    static, static_names = _static(arrays["static"], index["train"])
+    static = _static(arrays["static"], index["train"])
     parts = {}
     for part, of_part in index.items():
         rows = few(of_part, most)
@@ -93,25 +77,20 @@ def icu2012(arrays: Arrays, most: int | None = None, *, last_events: int | None 
             # `few` and the split keep stays in order, so events of a stay stay together.
             minutes = arrays["minute"][events].astype(np.float64)
             columns.append(summarise(sample, values, len(rows)))
-            features[name], masks[name] = _lay_out(
-                sample, scores[name](values), minutes, len(rows), last_events
-            )
+            features[name], masks[name] = _lay_out(sample, scores[name](values), minutes, len(rows))
         parts[part] = Part(
             features,
             masks,
             torch.from_numpy(arrays["death"][rows].astype(np.float32)),
             _join(columns),
         )
-    widths = {STATIC: len(static_names)} | dict.fromkeys(series, FEATURES)
     return Dataset(
         "icu2012",
         "death in hospital, 37 clinical series of 48 hours and what is known at admission; train "
         "on set a, a stratified fifth of it for validation, test on set b",
-        widths,
         Task("binary", 1, "AUROC"),
         parts,
         Budget(8, 64, grid((1e-3, 3e-3), (64,)), 8, sorted_chunks=8, refit=True, drop_steps=0.5),
-        curve(len(widths)),
         REFERENCE,
     )
 
@@ -141,7 +120,7 @@ def summarise(sample: NDArray, values: NDArray, samples: int) -> NDArray:
 
 
 def _lay_out(
-    sample: NDArray, scores: NDArray, minutes: NDArray, samples: int, last_events: int | None
+    sample: NDArray, scores: NDArray, minutes: NDArray, samples: int
 ) -> tuple[Tensor, Tensor]:
     """Put the events of a series into rows, padded behind."""
     count = np.bincount(sample, minlength=samples)
@@ -149,34 +128,29 @@ def _lay_out(
     place = np.arange(len(sample)) - before[sample]
     first = place == 0
     previous = np.where(first, 0.0, np.append(0.0, minutes[:-1])[: len(minutes)])
-    if last_events is not None:
-        place = place - np.maximum(count - last_events, 0)[sample]
-    kept = place >= 0
     longest = max(1, int(place.max(initial=0)) + 1)
     steps = torch.zeros(samples, longest, FEATURES)
     mask = torch.zeros(samples, longest, dtype=torch.bool)
     gap = np.log1p((minutes - previous) / 60) / np.log1p(MINUTES / 60)
-    step = np.stack((scores, 2 * minutes / MINUTES - 1, gap), axis=1)[kept]
-    rows = torch.from_numpy(sample[kept]), torch.from_numpy(place[kept])
+    step = np.stack((scores, 2 * minutes / MINUTES - 1, gap), axis=1)
+    rows = torch.from_numpy(sample), torch.from_numpy(place)
     steps[rows] = torch.from_numpy(step).float()
     mask[rows] = True
     return steps, mask
 
 
-def _static(static: NDArray, train: NDArray) -> tuple[NDArray, list[str]]:
+def _static(static: NDArray, train: NDArray) -> NDArray:
     """Return scores (0 where missing), kinds of unit and flags of what is missing."""
-    columns, names = [], []
+    columns = []
     for k in range(static.shape[1]):
         values = static[:, k]
         missing = values < 0
         if k == ICU_TYPE:
             columns += [values == unit for unit in UNITS]
-            names += [f"unit {unit}" for unit in UNITS]
             continue
         scored = NormalScores(values[train][~missing[train]])(values)
         columns += [np.where(missing, 0.0, scored), missing]
-        names += [f"column {k}", f"column {k} missing"]
-    return np.stack(columns, axis=1).astype(np.float64), names
+    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def _join(columns: list[NDArray]) -> Summaries:

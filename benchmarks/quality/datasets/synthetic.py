@@ -2,7 +2,8 @@
 
 import torch
 
-from benchmarks.quality.data import Budget, Dataset, Part, Task, curve, summaries_of
+from benchmarks.quality.datasets.dataset import Budget, Dataset, Part, Task
+from benchmarks.quality.datasets.prepare import summaries_of
 
 WIDTHS = {"a": 3, "b": 2, "c": 5}
 LONGEST = {"a": 4, "b": 7, "c": 1}
@@ -43,5 +44,4 @@ def synthetic(kind: str = "classes", seed: int = 0) -> Dataset:
         parts[name] = Part(features, masks, labels, summaries_of(columns))
     budget = Budget(2, 32, ((1e-2, 8), (3e-2, 8)), 5)
     title = "made up, for tests: its numbers mean nothing"
-    name = f"synthetic-{kind}"
-    return Dataset(name, title, dict(WIDTHS), TASKS[kind], parts, budget, curve(len(WIDTHS)))
+    return Dataset(f"synthetic-{kind}", title, TASKS[kind], parts, budget)

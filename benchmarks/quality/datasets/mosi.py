@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.quality.data import Budget, Dataset, Part, Task, grid, summaries_of
+from benchmarks.quality.datasets.dataset import Budget, Dataset, Part, Task
+from benchmarks.quality.datasets.prepare import grid, summaries_of
 
 MODALITIES = ("text", "audio", "vision")
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
@@ -93,11 +94,9 @@ def mosi(path: Path, most: int | None = None) -> Dataset:
     return Dataset(
         "mosi",
         f"CMU-MOSI sentiment, {path.name}, the split of the file",
-        {name: x.shape[2] for name, x in parts["train"].features.items()},
         Task("regression", 1, "MAE", higher=False),
         parts,
         Budget(40, 32, grid((3e-4, 1e-3), (64,)), 10),
-        (0, 1, 2),
     )
 
 

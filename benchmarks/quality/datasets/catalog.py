@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality import mosi, sensors
-from benchmarks.quality.data import ENCODED, Dataset
-from benchmarks.quality.digits import digits
-from benchmarks.quality.icu import icu2012
-from benchmarks.quality.omics import rosmap
-from benchmarks.quality.synthetic import synthetic
+from benchmarks.quality.datasets import mosi, sensors
+from benchmarks.quality.datasets.dataset import ENCODED, Dataset
+from benchmarks.quality.datasets.digits import digits
+from benchmarks.quality.datasets.icu import icu2012
+from benchmarks.quality.datasets.omics import rosmap
+from benchmarks.quality.datasets.synthetic import synthetic
 
 Loader = Callable[[dict[str, NDArray], int | None], Dataset]
 # Archives and loader, in the order in which sweeps take them.

@@ -1,27 +1,12 @@
 """Sensors and views without gaps: hydraulic, dsads and mfeat."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality.data import (
-    PARTS,
-    Arrays,
-    Budget,
-    Dataset,
-    Part,
-    Task,
-    curve,
-    dense,
-    few,
-    grid,
-    standardise,
-    summaries_of,
-)
+from benchmarks.quality.datasets.dataset import PARTS, Budget, Dataset, Part, Task
+from benchmarks.quality.datasets.prepare import Arrays, grid, parts_of, standardise
 
 HYDRAULIC_TOKENS = 3
 PRESSURES, VALVES = (90, 100, 115, 130), (73, 80, 90, 100)
@@ -61,12 +46,12 @@ def hydraulic(arrays: Arrays, target: str, most: int | None = None) -> Dataset:
     shape = (len(values), HYDRAULIC_TOKENS, -1)
     features = {name: values[:, k].reshape(shape) for k, name in enumerate(names)}
     columns = {name: x.reshape(len(x), -1) for name, x in features.items()}
-    index = {part: few(np.flatnonzero(split == k), most) for k, part in enumerate(PARTS)}
+    belongs = {part: split == k for k, part in enumerate(PARTS)}
     reference = HYDRAULIC_REFERENCE[target]
-    return _make(
+    return Dataset(
         f"hydraulic-{target}",
         title=f"{target} of a hydraulic rig, 17 sensors, no run of cycles in two parts",
-        parts=_parts(features, columns, labels, index),
+        parts=parts_of(features, columns, labels, belongs, most),
         task=Task("classes", len(classes), "macro accuracy"),
         budget=Budget(80, 64, grid((1e-3, 4e-3), (64,)), 40, weight_decay=1.0),
         reference=tuple((f"{row}, as reported", "accuracy", value) for row, value in reference),
@@ -84,7 +69,7 @@ def dsads(arrays: Arrays, read: str = "whole", most: int | None = None) -> Datas
     """
     turns = functools.cache(lambda person: _people(arrays, read, most, person))
     reported = (("all units, linear, train 1-5, as reported", "accuracy", ".878"),)
-    return _make(
+    return Dataset(
         "dsads" if read == "whole" else f"dsads-{read}",
         title=f"19 activities, {HOW[read]}; nobody in two parts",
         parts=turns(PEOPLE[-1]),
@@ -117,8 +102,8 @@ def _people(arrays: Arrays, read: str, most: int | None, person: int) -> dict[st
                 if read == "summaries"
                 else fold(series, FOLD)
             )
-    rows = {part: few(np.flatnonzero(np.isin(subject, who)), most) for part, who in people.items()}
-    return _parts(features, columns, arrays["activity"].astype(np.int64), rows)
+    belongs = {part: np.isin(subject, who) for part, who in people.items()}
+    return parts_of(features, columns, arrays["activity"].astype(np.int64), belongs, most)
 
 
 def mfeat(arrays: Arrays, most: int | None = None) -> Dataset:
@@ -130,12 +115,12 @@ def mfeat(arrays: Arrays, most: int | None = None) -> Dataset:
     folds = {"train": (2,), "validation": (3,), "test": (0, 1)}
     train = fold_of == 2
     flat = {name: standardise(arrays[name].astype(np.float64), train, axis=0) for name in VIEWS}
-    index = {part: few(np.flatnonzero(np.isin(fold_of, of)), most) for part, of in folds.items()}
+    belongs = {part: np.isin(fold_of, of) for part, of in folds.items()}
     features = {name: x[:, None] for name, x in flat.items()}
-    return _make(
+    return Dataset(
         "mfeat",
         title="6 views of handwritten digits, 200 samples to train on",
-        parts=_parts(features, flat, arrays["label"].astype(np.int64), index),
+        parts=parts_of(features, flat, arrays["label"].astype(np.int64), belongs, most),
         task=Task("classes", 10, "accuracy"),
         compared=4,
         budget=Budget(120, 32, grid((1e-3, 4e-3), (32, 64)), 40),
@@ -151,31 +136,3 @@ def fold(series: NDArray, steps: int) -> NDArray:
     lacking = -series.shape[1] % steps
     padded = np.pad(series, ((0, 0), (0, lacking), (0, 0)), mode="edge")
     return padded.reshape(len(series), -1, steps * series.shape[2])
-
-
-def _make(
-    name: str,
-    *,
-    title: str,
-    parts: dict[str, Part],
-    task: Task,
-    budget: Budget,
-    reference: tuple[tuple[str, str, str], ...],
-    **more: Any,  # noqa: ANN401 (the optional fields of a data set)
-) -> Dataset:
-    widths = {key: x.shape[2] for key, x in parts["train"].features.items()}
-    return Dataset(name, title, widths, task, parts, budget, curve(len(widths)), reference, **more)
-
-
-def _parts(
-    features: Mapping[str, NDArray],
-    columns: Mapping[str, NDArray],
-    labels: NDArray,
-    index: Mapping[str, NDArray],
-) -> dict[str, Part]:
-    parts = {}
-    for part, rows in index.items():
-        tensors, masks = dense({key: x[rows] for key, x in features.items()})
-        summaries = summaries_of({key: x[rows] for key, x in columns.items()})
-        parts[part] = Part(tensors, masks, torch.from_numpy(labels[rows]), summaries)
-    return parts

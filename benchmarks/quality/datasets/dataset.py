@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-Arrays = Mapping[str, NDArray]
 PARTS = ("train", "validation", "test")
 # Behind the name of a data set whose modalities are encoded.
 ENCODED = "-encoded"
@@ -181,11 +180,9 @@ class Dataset:
     Attributes:
         name: Its name in the tables.
         title: What it is and how it was split, in a line.
-        modalities: Feature width of each, in declared order.
         task: What is to be told.
         parts: Train, validation and test.
         budget: What a method may spend.
-        missing: Numbers of missing modalities of the curve.
         reference: Numbers that came with the data: name, metric, value.
         encoded: Whether a small network a step of its own stands in front of each modality, the
             same for every method and trained with it.
@@ -196,15 +193,23 @@ class Dataset:
 
     name: str
     title: str
-    modalities: dict[str, int]
     task: Task
     parts: dict[str, Part]
     budget: Budget
-    missing: tuple[int, ...]
     reference: tuple[tuple[str, str, str], ...] = ()
     encoded: bool = False
     turns: Callable[[int], dict[str, Part]] | None = None
     compared: int | None = None
+
+    @functools.cached_property
+    def modalities(self) -> dict[str, int]:
+        """Feature width of each modality, in declared order."""
+        return {name: x.shape[2] for name, x in self.parts["train"].features.items()}
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Numbers of missing modalities of the curve."""
+        return curve(len(self.modalities))
 
     @functools.cached_property
     def sizes(self) -> dict[str, list[int]]:
@@ -258,52 +263,9 @@ def drop_steps(batch: Batch, share: float, chance: torch.Generator) -> Batch:
     return batch._replace(masks=masks)
 
 
-def grid(rates: Sequence[float], widths: Sequence[int]) -> tuple[tuple[float, int], ...]:
-    """Return all pairs."""
-    return tuple((rate, width) for width in widths for rate in rates)
-
-
 def curve(modalities: int) -> tuple[int, ...]:
     """Return 0 to ``modalities - 1``, all of them up to 8 and then in growing strides."""
     if modalities <= 8:
         return tuple(range(modalities))
     points = {0, 1, 2, 4, *range(8, modalities - 1, 8), modalities - 1}
     return tuple(sorted(point for point in points if point < modalities))
-
-
-def dense(features: Mapping[str, NDArray]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return features and masks of sequences that are all real, ``(samples, time, width)``."""
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in features.items()}
-    tensors = {name: x.to(torch.float32) for name, x in tensors.items()}
-    return tensors, {n: torch.ones(x.shape[:2], dtype=torch.bool) for n, x in tensors.items()}
-
-
-def summaries_of(columns: Mapping[str, NDArray]) -> Summaries:
-    """Make summaries of columns ``(samples, columns_k)`` by modality, NaN where absent."""
-    owner = [np.full(x.shape[1], k) for k, x in enumerate(columns.values())]
-    values = np.concatenate([x.astype(np.float64) for x in columns.values()], axis=1)
-    return Summaries(values, np.concatenate(owner), np.full(values.shape[1], np.nan))
-
-
-def standardise(values: NDArray, train: NDArray, axis: int | tuple[int, ...]) -> NDArray:
-    """Subtract mean and divide by deviation of the training rows, and clip to ±5."""
-    usual = values[train].astype(np.float64)
-    spread = np.maximum(usual.std(axis=axis, keepdims=True), 1e-6)
-    return ((values - usual.mean(axis=axis, keepdims=True)) / spread).clip(-5, 5)
-
-
-def stratified(labels: NDArray, share: float, seed: int) -> NDArray:
-    """Tell which samples to hold out: the same share of every class, at random."""
-    held = np.zeros(len(labels), dtype=bool)
-    rng = np.random.default_rng(seed)
-    for label in np.unique(labels):
-        own = rng.permutation(np.flatnonzero(labels == label))
-        held[own[: round(share * len(own))]] = True
-    return held
-
-
-def few(index: NDArray, most: int | None) -> NDArray:
-    """Return some of the samples, spread evenly, for a trial run."""
-    if most is None or len(index) <= most:
-        return index
-    return index[np.linspace(0, len(index) - 1, most).astype(int)]

@@ -8,18 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality.data import (
-    Arrays,
-    Budget,
-    Dataset,
-    Part,
-    Task,
-    curve,
-    few,
-    grid,
-    standardise,
-    summaries_of,
-)
+from benchmarks.quality.datasets.dataset import Budget, Dataset, Part, Task
+from benchmarks.quality.datasets.prepare import Arrays, few, grid, standardise, summaries_of
 
 # Indices of `speaker_name` (george, jackson, lucas, nicolas; theo; yweweler) and folds of mfeat.
 SPEAKERS = {"train": (0, 1, 2, 3), "validation": (4,), "test": (5,)}
@@ -63,16 +53,13 @@ def digits(arrays: Arrays, most: int | None = None) -> Dataset:
             pixels[pair[chosen]],
             spoken[sounds[chosen]],
         )
-    widths = {name: x.shape[2] for name, x in parts["train"].features.items()}
     return Dataset(
         "digits",
         "digits seen (mfeat) and heard (fsdd), paired by label; no image, recording or speaker in "
         "two parts",
-        widths,
         Task("classes", 10, "accuracy"),
         parts,
         Budget(20, 64, grid((1e-3, 4e-3), (64,)), 10),
-        curve(len(widths)),
         (("speech, ridge classifier on summaries, as reported", "accuracy", ".674 to .714"),),
     )
 
