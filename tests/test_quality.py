@@ -26,6 +26,7 @@ from benchmarks.quality.datasets import catalog, digits, icu, mosi, omics, senso
 from benchmarks.quality.datasets.dataset import Batch, Budget, Part, Task, curve, drop_steps
 from benchmarks.quality.datasets.prepare import standardise, stratified, summaries_of
 from benchmarks.quality.datasets.synthetic import synthetic
+from benchmarks.quality.evaluate import evaluate, keep
 from benchmarks.quality.methods import (
     ABLATIONS,
     CROSS,
@@ -33,16 +34,16 @@ from benchmarks.quality.methods import (
     MODES,
     TAKEN_AWAY,
     Method,
-    Size,
     Training,
-    grf,
     methods,
     orders,
     parameters,
 )
+from benchmarks.quality.models.builders import Size, grf
+from benchmarks.quality.models.taken_apart import CrossModal, EveryContext, ScaledUpdate
+from benchmarks.quality.network import Network, build
 from benchmarks.quality.store import Store, method_key
-from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
-from benchmarks.quality.train import Learner, Network, build, evaluate, keep, refit, train
+from benchmarks.quality.train import Learner, refit, train
 from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
 from grf_fusion.baselines import CrossModalAttentionFusion, MulT
 

@@ -9,11 +9,12 @@ import torch
 from benchmarks.common import clock
 from benchmarks.common.peers import Contestant
 from benchmarks.quality.datasets.dataset import Dataset
-from benchmarks.quality.methods import GRF, Method, heads, methods, parameters, stack_dim
+from benchmarks.quality.methods import GRF, Method, methods, parameters
+from benchmarks.quality.models.builders import heads, stack_dim
+from benchmarks.quality.network import build
 from benchmarks.quality.run import Job, Settings, jobs_of
 from benchmarks.quality.steps import LIMIT, calls
 from benchmarks.quality.store import Record, Store, dataset_key, digest
-from benchmarks.quality.train import build
 from grf_fusion.baselines import MulT
 
 REPEATS = 11

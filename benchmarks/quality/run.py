@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.quality import metrics, steps
 from benchmarks.quality.datasets.catalog import NAMES
 from benchmarks.quality.datasets.dataset import Dataset, Task
+from benchmarks.quality.evaluate import evaluate
 from benchmarks.quality.methods import (
     GRF,
     MANY_PARAMETERS,
@@ -17,9 +18,10 @@ from benchmarks.quality.methods import (
     methods,
     parameters,
 )
+from benchmarks.quality.network import Trained
 from benchmarks.quality.predictions import pack_labels
 from benchmarks.quality.store import Record, Store, dataset_key, digest, method_key
-from benchmarks.quality.train import Trained, evaluate, refit, train
+from benchmarks.quality.train import refit, train
 
 TRIAL_SEED = 0
 # Of how many seeds the trained model is tested in other orders too.

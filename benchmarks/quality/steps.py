@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.common import clock
 from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import Method
-from benchmarks.quality.train import Learner, Network, build
+from benchmarks.quality.train import Learner
 
 FEW_REPEATS, LIMIT = 3, 60.0
 
@@ -18,10 +18,8 @@ def calls(
     dataset: Dataset, method: Method, rate: float, width: int, device: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Return a training step, optimiser included, and an inference, of the same random batch."""
-    torch.manual_seed(0)
-    model = build(method, dataset, width, device)
-    network = Network(model, list(method.modalities(dataset)), list(dataset.modalities))
-    learner = Learner(network, method, dataset, rate, 0)
+    learner = Learner.of(method, dataset, (rate, width), 0, device)
+    network, model = learner.network, learner.network.model
     index = next(iter(learner.batches()))
     batch = dataset.parts["train"].batch(index, network.names)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.author import sinusoids
+from benchmarks.quality.models.rivals import mean, projections
 from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
 
 Part = Literal["own weights", "tokens", "slots"]
@@ -32,9 +33,7 @@ class CrossModal(nn.Module):
     ) -> None:
         super().__init__()
         self.without = without
-        self.projections = nn.ModuleDict(
-            {name: nn.Linear(width, embed_dim) for name, width in modalities.items()}
-        )
+        self.projections = projections(modalities, embed_dim)
         shared = without == "own weights"
         kinds = ["all"] if shared else list(modalities)
         self.reads = dict.fromkeys(modalities, "all") if shared else {n: n for n in modalities}
@@ -74,7 +73,7 @@ class CrossModal(nn.Module):
     def _slot(self, name: str, steps: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> Tensor:
         query, asks = steps[name], real[name]
         if self.without == "tokens":
-            query, asks = _mean(query, asks).unsqueeze(1), asks.any(dim=1, keepdim=True)
+            query, asks = mean(query, asks).unsqueeze(1), asks.any(dim=1, keepdim=True)
         attention = self.attentions[self.reads[name]]
         # Where there is nobody else to read, 0 is read before the output projection.
         read = attention.out_proj.bias
@@ -86,7 +85,7 @@ class CrossModal(nn.Module):
             hidden = ~(readable | ~some)
             found, _ = attention(query, memory, memory, hidden, need_weights=False)
             read = torch.where(some[..., None], found, read)
-        return _mean(self.norms[self.reads[name]](query + self.dropout(read)), asks)
+        return mean(self.norms[self.reads[name]](query + self.dropout(read)), asks)
 
 
 class EveryContext(nn.Module):
@@ -116,8 +115,3 @@ class ScaledUpdate(GatedFusionUnit):
     def forward(self, state: Tensor, update: Tensor, *, return_gate: bool = False) -> object:
         """Blend."""
         return super().forward(state, self.factor * update, return_gate=return_gate)
-
-
-def _mean(steps: Tensor, real: Tensor) -> Tensor:
-    total = (steps * real[..., None]).sum(dim=1)
-    return total / real.sum(dim=1, keepdim=True).clamp(min=1)

@@ -20,6 +20,11 @@ class Steps(NamedTuple):
     real: Tensor
 
 
+def projections(modalities: Mapping[str, int], dim: int) -> nn.ModuleDict:
+    """Return a linear layer a modality."""
+    return nn.ModuleDict({name: nn.Linear(width, dim) for name, width in modalities.items()})
+
+
 def arrive(
     modalities: Mapping[str, int],
     features: Mapping[str, Tensor],
@@ -107,9 +112,7 @@ class LatentTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = dict(modalities)
-        self.projections = nn.ModuleDict(
-            {name: nn.Linear(width, embed_dim) for name, width in modalities.items()}
-        )
+        self.projections = projections(modalities, embed_dim)
         self.latents = nn.Parameter(torch.randn(latents, embed_dim))
         self.reads, self.mixes = (
             nn.ModuleList(
@@ -159,9 +162,7 @@ class BottleneckTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = dict(modalities)
-        self.projections = nn.ModuleDict(
-            {name: nn.Linear(width, embed_dim) for name, width in modalities.items()}
-        )
+        self.projections = projections(modalities, embed_dim)
         self.bottlenecks = nn.Parameter(0.02 * torch.randn(bottlenecks, embed_dim))
         self.layers = nn.ModuleDict(
             {
@@ -214,11 +215,9 @@ class GatedMultimodalUnit(nn.Module):
     def __init__(self, modalities: Mapping[str, int], *, embed_dim: int) -> None:
         super().__init__()
         self.modalities = dict(modalities)
-        self.contents = nn.ModuleDict(
-            {name: nn.Linear(2 * width, embed_dim) for name, width in modalities.items()}
-        )
-        total = 2 * sum(modalities.values())
-        self.gates = nn.Linear(total, len(modalities) * embed_dim)
+        pairs = {name: 2 * width for name, width in modalities.items()}
+        self.contents = projections(pairs, embed_dim)
+        self.gates = nn.Linear(sum(pairs.values()), len(modalities) * embed_dim)
 
     def forward(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
