@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common.author import sinusoids
-from benchmarks.quality import compare, predictions
+from benchmarks.quality import predictions
 from benchmarks.quality.datasets.dataset import Batch, Task
 from benchmarks.quality.datasets.synthetic import synthetic
 from benchmarks.quality.methods import BASELINES, POOLED, methods
@@ -23,6 +23,7 @@ from benchmarks.quality.models.rivals import (
     Layer,
 )
 from benchmarks.quality.network import build
+from benchmarks.quality.tables import compare
 from benchmarks.quality.train import objective
 from grf_fusion.baselines import ConcatFusion
 

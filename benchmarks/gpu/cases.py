@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,27 +112,20 @@ class Case(NamedTuple):
     training: bool = True
 
 
-def _default(load: Load) -> Contestant:
-    dim, layers = load.size.dim, load.size.layers
-    fusion = GatedRecurrentFusion(load.modalities, embed_dim=dim, num_layers=layers)
-    return called(fusion)
-
-
-def _with_block(**options: object) -> Callable[[Load], Contestant]:
+def _ours(
+    kind: Callable[..., nn.Module] = GatedRecurrentFusion, **options: object
+) -> Callable[[Load], Contestant]:
     def build(load: Load) -> Contestant:
         dim, heads, layers, hidden = load.size
         sizes = {"num_heads": heads, "num_layers": layers, "dim_feedforward": hidden}
-        fusion = GatedRecurrentFusion(load.modalities, embed_dim=dim, **sizes, **options)
-        return called(fusion)
+        return called(kind(load.modalities, embed_dim=dim, **sizes, **options))
 
     return build
 
 
-def _our_early(load: Load) -> Contestant:
-    dim, heads, layers, hidden = load.size
-    sizes = {"embed_dim": dim, "num_heads": heads, "num_layers": layers}
-    fusion = ConcatFusion(load.modalities, stage="early", dim_feedforward=hidden, **sizes)
-    return called(fusion)
+def _default(load: Load) -> Contestant:
+    dim, _, layers, _ = load.size
+    return called(GatedRecurrentFusion(load.modalities, embed_dim=dim, num_layers=layers))
 
 
 def _peer(body: Callable[[Size], nn.Module]) -> Callable[[Load], Contestant]:
@@ -145,13 +138,13 @@ def _peer(body: Callable[[Size], nn.Module]) -> Callable[[Load], Contestant]:
 
 MODELS: Mapping[str, Callable[[Load], Contestant]] = {
     OURS: _default,
-    RESIDUAL: _with_block(form="residual"),
-    PADDED: _with_block(form="residual", packing=False),
-    PAPER: _with_block(form="paper"),
+    RESIDUAL: _ours(form="residual"),
+    PADDED: _ours(form="residual", packing=False),
+    PAPER: _ours(form="paper"),
     AUTHOR: lambda load: peers.author(load.modalities, 0.0, load.size),
     MULT: lambda load: peers.mult(load.modalities, 0.0, load.size),
     EARLY: _peer(lambda size: TorchEncoder(0.0, size)),
-    OUR_EARLY: _our_early,
+    OUR_EARLY: _ours(ConcatFusion, stage="early"),
     X_ENCODER: _peer(lambda size: XEncoder(0.0, size)),
     PERCEIVER: _peer(Perceiver),
 }
@@ -198,73 +191,55 @@ def loads(*, quick: bool) -> dict[str, Load]:
     return found
 
 
+def _each(load: Load, *models: str, **how: Any) -> list[Case]:  # noqa: ANN401 (fields of a case)
+    return [Case(load, model, **how) for model in models]
+
+
 def cases(*, quick: bool) -> list[Case]:
     """Return what is measured, the most important cases first."""
     by = loads(quick=quick)
-    wide, chain, long = by["wide"], by["chain"], by["long"]
+    wide, chain, long, a, c = (by[key] for key in ("wide", "chain", "long", "A", "C"))
     lengths = [int(key[1:]) for key in by if key[0] == "M"]
     first = [
-        Case(wide, OURS),
-        Case(wide, RESIDUAL),
-        Case(wide, PADDED),
-        Case(wide, AUTHOR),
-        Case(wide, EARLY),
-        Case(chain, EARLY),
-        Case(chain, OURS),
-        Case(chain, EARLY, CAPTURED),
-        Case(chain, OURS, CAPTURED),
+        *_each(wide, OURS, RESIDUAL, PADDED, AUTHOR, EARLY),
+        *_each(chain, EARLY, OURS),
+        *_each(chain, EARLY, OURS, mode=CAPTURED),
         # Captured, because launches hide how the time grows with the length.
         *(Case(by[f"M{length}"], OURS, CAPTURED) for length in lengths),
         Case(by[f"M{lengths[-1]}"], OURS),
         Case(wide, PAPER),
-        Case(long, OURS),
-        Case(long, RESIDUAL),
-        Case(long, PADDED),
+        *_each(long, OURS, RESIDUAL, PADDED),
         Case(chain, RESIDUAL, CAPTURED),
         # A case that compiles takes half a minute or more.
         Case(wide, OURS, COMPILED),
         Case(wide, RESIDUAL, LAYERS_COMPILED),
-        Case(wide, AUTHOR, COMPILED),
-        Case(wide, PADDED, COMPILED),
+        *_each(wide, AUTHOR, PADDED, mode=COMPILED),
         Case(wide, MULT),
-        Case(wide, OURS, precision=AUTOCAST),
-        Case(wide, AUTHOR, precision=AUTOCAST),
+        *_each(wide, OURS, AUTHOR, precision=AUTOCAST),
         Case(wide, OURS, precision=FLOAT32),
-        Case(wide, OURS, training=False),
-        Case(wide, RESIDUAL, training=False),
-        Case(wide, AUTHOR, training=False),
+        *_each(wide, OURS, RESIDUAL, AUTHOR, training=False),
         Case(chain, AUTHOR),
         Case(chain, AUTHOR, CAPTURED),
-        Case(long, AUTHOR),
-        Case(long, EARLY),
+        *_each(long, AUTHOR, EARLY),
     ]
+    places = [(a, EAGER), (a, CAPTURED), (c, EAGER), (c, CAPTURED), (by[f"D{lengths[-1]}"], EAGER)]
     of_page = [
         Case(load, model, mode)
-        for load, mode in (
-            (by["A"], EAGER),
-            (by["A"], CAPTURED),
-            (by["C"], EAGER),
-            (by["C"], CAPTURED),
-            (by[f"D{lengths[-1]}"], EAGER),
-        )
+        for load, mode in places
         for model in (OURS, RESIDUAL, PAPER, AUTHOR, MULT, EARLY)
     ]
     others = [
-        Case(by[f"D{length}"], model) for length in lengths[:-1] for model in (OURS, PAPER, AUTHOR)
+        case for length in lengths[:-1] for case in _each(by[f"D{length}"], OURS, PAPER, AUTHOR)
     ]
     last = [
-        Case(wide, OUR_EARLY),
-        Case(wide, PERCEIVER),
-        Case(wide, X_ENCODER),
+        *_each(wide, OUR_EARLY, PERCEIVER, X_ENCODER),
         Case(chain, EARLY, COMPILED),
         Case(chain, RESIDUAL, BLOCK_COMPILED),
-        Case(by["A"], OURS, COMPILED),
-        Case(by["A"], AUTHOR, COMPILED),
-        Case(by["A"], EARLY, COMPILED),
+        *_each(a, OURS, AUTHOR, EARLY, mode=COMPILED),
         Case(wide, OURS, OVERHEAD),
-        Case(by["C"], OURS, COMPILED),
-        Case(by["C"], OURS, OVERHEAD),
-        Case(by["C"], AUTHOR, COMPILED),
+        Case(c, OURS, COMPILED),
+        Case(c, OURS, OVERHEAD),
+        Case(c, AUTHOR, COMPILED),
         Case(chain, OURS, COMPILED),
     ]
     return first + of_page + others + last

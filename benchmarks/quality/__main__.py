@@ -61,21 +61,19 @@ def _say(text: str) -> None:
 
 def _report(args: argparse.Namespace, store: Store) -> None:
     # These need what a sweep does not.
-    from benchmarks.quality import evidence, plots, report  # noqa: PLC0415
+    from benchmarks.quality.tables import evidence, plots, report  # noqa: PLC0415
+    from benchmarks.quality.tables.summary import summarise  # noqa: PLC0415
 
     args.out.mkdir(parents=True, exist_ok=True)
-    summaries = report.summarise(store)
+    summaries = summarise(store)
     texts = report.pages(summaries)
     text = "\n".join([evidence.evidence(summaries, pages=""), *texts.values()])
     (args.out / "results.md").write_text(text, "utf-8")
-    results = json.dumps(summaries, indent=1)
+    results = json.dumps([summary.as_json() for summary in summaries], indent=1)
     (args.out / "results.json").write_text(results + "\n", "utf-8")
     if args.docs is not None:
         evidence.write(summaries, texts, args.docs)
         plots.overview(summaries, args.docs / "assets" / evidence.PICTURE)
-    if args.plots:
-        plots.draw(summaries, args.out)
-        plots.overview(summaries, args.out / evidence.PICTURE)
     sys.stdout.write(text)
 
 
@@ -139,7 +137,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--orders", action="store_true", help="test in other orders too what is run now")
     add("--merge", type=Path, nargs="*", default=[], help="files of runs to take over first")
     add("--no-costs", dest="costs", action="store_false", help="do not time steps")
-    add("--plots", action="store_true", help="draw figures too")
     add("--report", action="store_true", help="run nothing, only write the tables")
     add("--run-only", action="store_true", help="write no tables: needs only torch and NumPy")
     add("--docs", type=Path, help="folder whose evidence.md and pages by data set to write again")

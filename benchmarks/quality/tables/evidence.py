@@ -6,17 +6,15 @@ behind by newer runs.
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.common.markdown import insert, table
 from benchmarks.quality.datasets.catalog import plain
 from benchmarks.quality.methods import GRF, POOLED
-from benchmarks.quality.report import OTHER, interval_of
-
-Summary = Mapping[str, Any]
-Row = Mapping[str, Any]
+from benchmarks.quality.tables.report import OTHER, interval_of
+from benchmarks.quality.tables.summary import Row, Summary
 
 # Between them stands what is generated.
 MARKS = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
@@ -71,22 +69,22 @@ def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) ->
 def fusions(summary: Summary) -> dict[str, Row]:
     """Return GRF and the fusions compared with it, all trained with the same share of gaps."""
     return {
-        row["name"]: row
-        for row in summary["rows"]
-        if row["name"] == GRF
-        or (row["group"] == "baseline" and OTHER not in row["name"] and "GRF minus this" in row)
+        row.name: row
+        for row in summary.rows
+        if row.name == GRF
+        or (row.group == "baseline" and OTHER not in row.name and row.differences)
     }
 
 
 def score(summary: Summary, row: Row, point: str) -> float:
     """Return the primary metric, more is better."""
-    found = row["missing"][gone_of(summary, point)]["mean"]
-    return found if summary["about"]["task"]["higher"] else -found
+    found = row.missing[gone_of(summary, point)].mean
+    return found if summary.task.higher else -found
 
 
 def gone_of(summary: Summary, point: str) -> str:
     """Return how many modalities are missing."""
-    return "0" if point == COMPLETE else str(summary["about"]["half"])
+    return "0" if point == COMPLETE else summary.half
 
 
 def best_other(summary: Summary, point: str) -> Row:
@@ -116,7 +114,7 @@ def against(summaries: Sequence[Summary], name: str, points: Sequence[str]) -> d
     for summary in summaries:
         row = fusions(summary).get(name)
         for point in points if row is not None else ():
-            count[row["GRF minus this"][gone_of(summary, point)]["GRF is"]] += 1
+            count[row.differences[gone_of(summary, point)].verdict] += 1
     return count
 
 
@@ -127,7 +125,7 @@ def _advice(summaries: Sequence[Summary]) -> Iterator[str]:
     )
     yield ""
     for encoded, features in ((False, "Features as they come"), (True, "Behind an encoder")):
-        own = [summary for summary in summaries if summary["about"]["encoded"] == encoded]
+        own = [summary for summary in summaries if summary.about["encoded"] == encoded]
         for point in (COMPLETE, HALF) if own else ():
             yield f"- **{features}, {point}**: {_first(own, point)}"
     yield from _quick(summaries)
@@ -153,7 +151,7 @@ def _first(summaries: Sequence[Summary], point: str) -> str:
 def _quick(summaries: Sequence[Summary]) -> Iterator[str]:
     ratios: dict[str, list[float]] = {}
     for summary in summaries:
-        times = {name: _step(row) for name, row in fusions(summary).items()}
+        times = {name: row.step for name, row in fusions(summary).items()}
         own = times.get(GRF)
         for name, time in times.items():
             if own is not None and time is not None and name != GRF:
@@ -173,20 +171,15 @@ def _quick(summaries: Sequence[Summary]) -> Iterator[str]:
     )
 
 
-def _step(row: Row) -> float | None:
-    timing = row["costs"].get("training")
-    return timing["median"] if isinstance(timing, dict) else None
-
-
 def _classical(summaries: Sequence[Summary]) -> Iterator[str]:
     ahead, compared = [], 0
     for summary in summaries:
-        own = [row for row in summary["rows"] if row["group"] == "reference"]
+        own = summary.in_groups("reference")
         if own:
             compared += 1
             best = max(own, key=lambda row: score(summary, row, COMPLETE))
-            if best["GRF minus this"]["0"]["GRF is"] == "behind":
-                ahead.append(f"{summary['about']['dataset']} ({best['name']})")
+            if best.differences["0"].verdict == "behind":
+                ahead.append(f"{summary.name} ({best.name})")
     if compared:
         where = f"ahead of {GRF} on {', '.join(ahead)}" if ahead else f"nowhere ahead of {GRF}"
         yield (
@@ -201,22 +194,19 @@ def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
     header += [f"{HALF}: {GRF} / best other", f"{GRF} minus it, {HALF}"]
     lines = []
     for summary in summaries:
-        about = summary["about"]
-        name, half = about["dataset"], about["half"]
+        name, half = summary.name, summary.half
         own = fusions(summary)[GRF]
         other, less = (best_other(summary, point) for point in (COMPLETE, HALF))
         link = f"[{name}]({pages}/{plain(name)}.md)" if pages else name
         lines.append(
             [
-                f"{link}, {about['task']['primary']}",
+                f"{link}, {summary.task.primary}",
                 _mean(own, "0"),
                 f"{_mean(other, '0')}, {_named(other, own)}",
-                interval_of(other["GRF minus this"]["0"]),
-                " / ".join(
-                    (_mean(own, str(half)), f"{_mean(less, str(half))}, {_named(less, own)}")
-                )
-                + f" ({half} of {len(about['modalities'])} missing)",
-                interval_of(less["GRF minus this"][str(half)]),
+                interval_of(other.differences["0"]),
+                " / ".join((_mean(own, half), f"{_mean(less, half)}, {_named(less, own)}"))
+                + f" ({half} of {len(summary.about['modalities'])} missing)",
+                interval_of(less.differences[half]),
             ]
         )
     yield from table(header, lines)
@@ -224,17 +214,17 @@ def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
 
 def _named(row: Row, own: Row) -> str:
     """Return a name, and how many seeds of GRF's it has where it lacks some."""
-    lacking = row["seeds"] < own["seeds"]
-    return row["name"] + (f" ({row['seeds']} of {own['seeds']} seeds)" if lacking else "")
+    lacking = row.seeds < own.seeds
+    return row.name + (f" ({row.seeds} of {own.seeds} seeds)" if lacking else "")
 
 
 def _mean(row: Row, gone: str) -> str:
-    return f"{row['missing'][gone]['mean']:.3f}"
+    return f"{row.missing[gone].mean:.3f}"
 
 
 def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
     for encoded, said in ((False, "as they come"), (True, "behind an encoder")):
-        own = [summary for summary in summaries if summary["about"]["encoded"] == encoded]
+        own = [summary for summary in summaries if summary.about["encoded"] == encoded]
         for point in (COMPLETE, HALF) if own else ():
             yield _verdicts(own, point, said)
     count = sum(len(fusions(summary)) - 1 for summary in summaries) * 2
@@ -242,7 +232,7 @@ def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
     text = ""
     if pooled:
         found = [
-            fusions(summary)[POOLED]["GRF minus this"][gone_of(summary, point)]["mean"]
+            fusions(summary)[POOLED].differences[gone_of(summary, point)].mean
             for summary in pooled
             for point in (COMPLETE, HALF)
         ]
@@ -261,9 +251,9 @@ def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
 def _verdicts(summaries: Sequence[Summary], point: str, features: str) -> str:
     ahead, behind = [], []
     for summary in summaries:
-        name = summary["about"]["dataset"]
+        name = summary.name
         sides = {
-            other: row["GRF minus this"][gone_of(summary, point)]["GRF is"]
+            other: row.differences[gone_of(summary, point)].verdict
             for other, row in fusions(summary).items()
             if other != GRF
         }
@@ -293,10 +283,6 @@ def _sets(count: int) -> str:
 
 
 def _counted(count: Mapping[str, int], whom: str, unit: str = "sets") -> str:
-    ways: dict[str, Callable[[int], str]] = {
-        "ahead": lambda n: f"ahead of {whom} on {n}",
-        "level": lambda n: f"level on {n}",
-        "behind": lambda n: f"behind on {n}",
-    }
-    parts = [way(count[side]) for side, way in ways.items()]
-    return f"{', '.join(parts)} of {sum(count.values())} {unit}"
+    ahead, level, behind = (count[side] for side in ("ahead", "level", "behind"))
+    sides = f"ahead of {whom} on {ahead}, level on {level}, behind on {behind}"
+    return f"{sides} of {sum(count.values())} {unit}"
