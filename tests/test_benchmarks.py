@@ -16,7 +16,8 @@ from benchmarks.common.markdown import insert, inserted
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import cases, report
 from benchmarks.gpu.bars import bars
-from benchmarks.gpu.measures import OutOfTimeError, summarise, time_limit
+from benchmarks.gpu.kernels import summarise
+from benchmarks.gpu.measures import OutOfTimeError, time_limit
 from benchmarks.gpu.rows import Profile, Results, Row, merge
 from benchmarks.speed import rows as speed_rows
 from benchmarks.speed.contestants import BUILDERS

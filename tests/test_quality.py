@@ -41,7 +41,7 @@ from benchmarks.quality.methods import (
 from benchmarks.quality.models.builders import Size, grf
 from benchmarks.quality.models.taken_apart import CrossModal, EveryContext, ScaledUpdate
 from benchmarks.quality.network import Network, build
-from benchmarks.quality.store import Store, method_key
+from benchmarks.quality.store import Store, describe, method_key
 from benchmarks.quality.tables import evidence
 from benchmarks.quality.tables import report as tables
 from benchmarks.quality.tables.summary import summarise
@@ -871,7 +871,7 @@ def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeyp
     store = Store(tmp_path / "runs.jsonl")
     settings = running.Settings(seeds=2)
     names = ("logistic regression on summaries", "concatenation, late")
-    running.describe(dataset, store)
+    describe(dataset, store)
     for name in names:
         job = running.jobs_of(dataset, settings, store)[name]
         while waiting := job.pending():

@@ -15,7 +15,7 @@ from benchmarks.quality.datasets.synthetic import synthetic
 from benchmarks.quality.methods import CROSS, GRF, POOLED
 from benchmarks.quality.run import Settings, choose, jobs_of
 from benchmarks.quality.store import Store
-from benchmarks.quality.tables import evidence, plots
+from benchmarks.quality.tables import evidence, plots, standings
 from benchmarks.quality.tables.compare import Difference
 from benchmarks.quality.tables.summary import Row, Spread, Summary
 
@@ -113,14 +113,14 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
 def test_equal_scores_share_a_rank_and_less_error_is_better() -> None:
     rows = row(GRF, 0.5, 0.5, minus=(0, 0), group="grf"), row(CROSS, 0.5, 0.7, minus=(0, 0.2))
     one = summary("mosi", *rows, higher=False)
-    assert evidence.standings([one], evidence.COMPLETE) == [(GRF, 1.5), (CROSS, 1.5)]
-    assert evidence.standings([one], evidence.HALF) == [(GRF, 1), (CROSS, 2)]
+    assert standings.standings([one], standings.COMPLETE) == [(GRF, 1.5), (CROSS, 1.5)]
+    assert standings.standings([one], standings.HALF) == [(GRF, 1), (CROSS, 2)]
 
 
 def test_who_has_not_run_everywhere_has_no_rank() -> None:
     sets = made_up()
     sets[1] = dataclasses.replace(sets[1], rows=[r for r in sets[1].rows if r.name != POOLED])
-    names = {standing.name for standing in evidence.standings(sets[:2], evidence.COMPLETE)}
+    names = {standing.name for standing in standings.standings(sets[:2], standings.COMPLETE)}
     assert names == {GRF, CROSS}
 
 

@@ -4,7 +4,6 @@ import argparse
 import gc
 import importlib.util
 import itertools
-import re
 import signal
 import statistics
 import time
@@ -15,25 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common.clock import Call, Timing, quartiles, with_backward
 from benchmarks.common.peers import Contestant
 from benchmarks.gpu import cases
 from benchmarks.gpu.cases import Batch, Case
-from benchmarks.gpu.rows import Profile, Row
+from benchmarks.gpu.kernels import profiled
+from benchmarks.gpu.rows import Row
 from grf_fusion import SymmetricCrossAttentionBlock
 
 WARM_UP, FEWEST, MOST = 3, 5, 50
-# Kernels of attention by what their name holds, the first that fits.
-ATTENTION = {
-    "cudnn.*sdpa|cudnn.*flash|cudnn.*mha": "cuDNN",
-    "flash": "flash",
-    "fmha|mem_eff|attentionkernel": "memory-efficient",
-    "softmax": "softmax of its own",
-}
 OURS = (cases.OURS, cases.RESIDUAL)
 PACKAGES = {cases.X_ENCODER: "x_transformers", cases.PERCEIVER: "perceiver_pytorch"}
 
@@ -177,36 +168,6 @@ def peak_memory(call: Call) -> int:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
-
-
-def profiled(call: Call) -> Profile:
-    """Return kernel launches, the milliseconds they run, what attends, and the longest kernels."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        call()
-        torch.cuda.synchronize()
-    kernels: dict[str, list[float]] = {}
-    for event in profiler.events():
-        on_device = event.device_type == DeviceType.CUDA
-        if on_device and not event.is_user_annotation:
-            kernels.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e3)
-    return summarise(kernels)
-
-
-def summarise(kernels: dict[str, list[float]]) -> Profile:
-    """Sum up the milliseconds of every kernel by name; copies and fills are no launches."""
-    copies = {name for name in kernels if name.startswith(("Memcpy", "Memset"))}
-    attention: set[str] = set()
-    for name in kernels:
-        kinds = (kind for part, kind in ATTENTION.items() if re.search(part, name.lower()))
-        attention.update(list(kinds)[:1])
-    longest = sorted(kernels, key=lambda name: -sum(kernels[name]))[:8]
-    return Profile(
-        launches=sum(len(taken) for name, taken in kernels.items() if name not in copies),
-        copies=sum(len(kernels[name]) for name in copies),
-        busy_milliseconds=sum(map(sum, kernels.values())),
-        attention=sorted(attention),
-        kernels=[[name[:120], len(kernels[name]), sum(kernels[name])] for name in longest],
-    )
 
 
 def peak(args: argparse.Namespace) -> dict[str, float]:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.quality import metrics, steps
-from benchmarks.quality.datasets.catalog import NAMES
 from benchmarks.quality.datasets.dataset import Dataset, Task
 from benchmarks.quality.evaluate import evaluate
 from benchmarks.quality.methods import (
@@ -19,7 +18,6 @@ from benchmarks.quality.methods import (
     parameters,
 )
 from benchmarks.quality.network import Trained
-from benchmarks.quality.predictions import pack_labels
 from benchmarks.quality.store import Record, Store, dataset_key, digest, method_key
 from benchmarks.quality.train import refit, train
 
@@ -217,48 +215,6 @@ def choose(task: Task, trials: Iterable[Record]) -> Record:
         return tuple(statistics.fmean(values) for values in zip(*found, strict=True))
 
     return max((by_settings[trial] for trial in sorted(by_settings)), key=quality)[0]
-
-
-def describe(dataset: Dataset, store: Store) -> None:
-    """Write down what the report has to know of a data set."""
-    key = dataset_key(dataset)
-    if key in store:
-        return
-    absent = 1 - dataset.parts["train"].present.float().mean().item()
-    labels = dataset.parts["test"].labels.cpu().numpy()
-    record: dict[str, Any] = {
-        "key": key,
-        "stage": "dataset",
-        "dataset": dataset.name,
-        "dataset key": key,
-        "title": dataset.title,
-        "task": dataset.task._asdict(),
-        "modalities": dataset.modalities,
-        "samples": {name: len(part) for name, part in dataset.parts.items()},
-        "absent": absent,
-        "budget": dataclasses.asdict(dataset.budget),
-        "missing": dataset.missing,
-        "half": dataset.half,
-        "encoded": dataset.encoded,
-        "turns": dataset.turns is not None,
-        "reference": dataset.reference,
-        "labels": None if dataset.task.kind == "regression" else pack_labels(labels),
-    }
-    store.add(record)
-
-
-def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
-    """Return the newest description of each data set with the records that belong to it."""
-    newest = {r["dataset"]: r for r in store.records.values() if r["stage"] == "dataset"}
-    # In one order, whatever ran first.
-    for about in (newest[name] for name in NAMES if name in newest):
-        own = [r for r in store.records.values() if r["dataset key"] == about["key"]]
-        # A method that was changed keeps its name: only its newest form counts.
-        forms = {r["method"]: r["method key"] for r in own if "method" in r}
-        yield (
-            about,
-            [r for r in own if "method" in r and forms[r["method"]] == r["method key"]],
-        )
 
 
 def jobs_of(dataset: Dataset, settings: Settings, store: Store) -> Mapping[str, Job]:

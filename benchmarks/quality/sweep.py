@@ -20,8 +20,8 @@ import torch
 from benchmarks.quality.datasets.catalog import load, plain
 from benchmarks.quality.datasets.dataset import ENCODED, Dataset
 from benchmarks.quality.methods import CROSS, GRF, POOLED, Method
-from benchmarks.quality.run import Job, Settings, Unit, describe, jobs_of
-from benchmarks.quality.store import Record, Store
+from benchmarks.quality.run import Job, Settings, Unit, jobs_of
+from benchmarks.quality.store import Record, Store, describe
 
 # Whoever everybody asks for comes first on every data set, then the other rivals.
 FIRST = (GRF, POOLED, CROSS)

@@ -8,51 +8,47 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.common.markdown import insert, table
 from benchmarks.quality.datasets.catalog import plain
 from benchmarks.quality.methods import GRF, POOLED
-from benchmarks.quality.tables.report import OTHER, interval_of
+from benchmarks.quality.tables.report import interval_of
+from benchmarks.quality.tables.standings import (
+    COMPLETE,
+    HALF,
+    against,
+    best_other,
+    fusions,
+    gone_of,
+    score,
+    shown,
+    standings,
+)
 from benchmarks.quality.tables.summary import Row, Summary
 
 # Between them stands what is generated.
 MARKS = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
-COMPLETE, HALF = "everything there", "about half missing"
 PICTURE = "quality_overview.svg"
-
-
-class Standing(NamedTuple):
-    """How one fusion does beside the others.
-
-    Attributes:
-        name: Its name.
-        rank: Mean over sets of its place among all fusions, 1 for the best.
-    """
-
-    name: str
-    rank: float
 
 
 def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
     """Return what stands between the marks; `pages` is the folder of the pages by data set."""
-    shown = [summary for summary in summaries if GRF in fusions(summary)]
-    shown = [summary for summary in shown if len(fusions(summary)) > 1]
-    if not shown:
+    found = shown(summaries)
+    if not found:
         return "## Which fusion for whom\n\nNo runs yet.\n"
     lines = [
         "## Which fusion for whom",
         "",
-        *_advice(shown),
+        *_advice(found),
         "",
         f"## {GRF} against the best other fusion",
         "",
         f"[![{GRF} minus the best other fusion, by data set](assets/{PICTURE})](assets/{PICTURE})",
         "",
-        *_table(shown, pages),
+        *_table(found, pages),
         "## What came out",
         "",
-        *(f"{k}. {text}" for k, text in enumerate(_conclusions(shown), 1)),
+        *(f"{k}. {text}" for k, text in enumerate(_conclusions(found), 1)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -64,58 +60,6 @@ def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) ->
     (docs / "evidence").mkdir(exist_ok=True)
     for name, text in texts.items():
         (docs / "evidence" / f"{name}.md").write_text(text, "utf-8")
-
-
-def fusions(summary: Summary) -> dict[str, Row]:
-    """Return GRF and the fusions compared with it, all trained with the same share of gaps."""
-    return {
-        row.name: row
-        for row in summary.rows
-        if row.name == GRF
-        or (row.group == "baseline" and OTHER not in row.name and row.differences)
-    }
-
-
-def score(summary: Summary, row: Row, point: str) -> float:
-    """Return the primary metric, more is better."""
-    found = row.missing[gone_of(summary, point)].mean
-    return found if summary.task.higher else -found
-
-
-def gone_of(summary: Summary, point: str) -> str:
-    """Return how many modalities are missing."""
-    return "0" if point == COMPLETE else summary.half
-
-
-def best_other(summary: Summary, point: str) -> Row:
-    """Return the fusion other than GRF whose mean on test is best, which favours it a little."""
-    others = [row for name, row in fusions(summary).items() if name != GRF]
-    return max(others, key=lambda row: score(summary, row, point))
-
-
-def standings(summaries: Sequence[Summary], point: str) -> list[Standing]:
-    """Return the fusions that ran on all these sets, best mean rank first."""
-    names = set.intersection(*(set(fusions(summary)) for summary in summaries))
-    found = []
-    for name in names:
-        ranks = []
-        for summary in summaries:
-            scores = {n: score(summary, fusions(summary)[n], point) for n in names}
-            above = sum(value > scores[name] for value in scores.values())
-            equal = sum(value == scores[name] for value in scores.values())
-            ranks.append(above + (1 + equal) / 2)
-        found.append(Standing(name, statistics.fmean(ranks)))
-    return sorted(found, key=lambda standing: (standing.rank, standing.name != GRF, standing.name))
-
-
-def against(summaries: Sequence[Summary], name: str, points: Sequence[str]) -> dict[str, int]:
-    """Count on how many sets GRF is ahead of, level with and behind a fusion."""
-    count = {"ahead": 0, "level": 0, "behind": 0}
-    for summary in summaries:
-        row = fusions(summary).get(name)
-        for point in points if row is not None else ():
-            count[row.differences[gone_of(summary, point)].verdict] += 1
-    return count
 
 
 def _advice(summaries: Sequence[Summary]) -> Iterator[str]:

@@ -17,8 +17,6 @@ HEAD = (
     "Mean over seeds ± half the width of its 95 % interval (Student). Differences: the bootstrap "
     "of test samples and seeds in pairs, 95 %."
 )
-# What marks a method that is trained with more or fewer gaps than the others.
-OTHER = "modality dropout"
 CHOSEN = " Settings were chosen with seed 0, which is not among the seeds that are shown."
 TURNS = (
     " Each of five persons validates in turn, with one seed each: settings are chosen by the mean "

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from benchmarks.quality.datasets.dataset import Task
 from benchmarks.quality.methods import BASELINES, GRF, GROUPS
 from benchmarks.quality.metrics import COLUMNS, interval
-from benchmarks.quality.run import choose, of_dataset
-from benchmarks.quality.store import Record, Store
+from benchmarks.quality.run import choose
+from benchmarks.quality.store import Record, Store, of_dataset
 from benchmarks.quality.tables.compare import Bootstrap, Difference
 
 # What GRF is compared with, row by row.
 COMPARED = ("reference", "baseline", "grf")
+# What marks a method that is trained with more or fewer gaps than the others.
+OTHER = "modality dropout"
 FIGURES = ("training", "inference")
 
 
