@@ -37,11 +37,10 @@ def main(argv: list[str] | None = None) -> Results:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP)  # noqa: S606
     torch.set_num_threads(args.threads)
     torch.backends.mha.set_fastpath_enabled(not args.no_fast_path)
-    if args.device == "cpu":
-        # An allocation beyond it fails, and the contestant is skipped, before the system kills us.
-        limit = int(args.memory * 2**30)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    results = Results(environment(args), matmul_peak(args.device), missing())
+    # An allocation beyond it fails, and the contestant is skipped, before the system kills us.
+    limit = int(args.memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    results = Results(environment(args), matmul_peak(), missing())
     groups = workloads(quick=args.quick)
     chosen = [workload for group in args.only for workload in groups[group]]
     with tqdm(chosen, file=sys.stderr, unit="workload", disable=args.no_progress) as progress:
@@ -69,13 +68,12 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
         for package in packages
         if package.replace("-", "_") not in missing().values()
     }
-    device = torch.cuda.get_device_name() if args.device != "cpu" else processor
     kept = not os.environ.items().isdisjoint(KEEP.items())
     return (
         installed
         | {
             "python": platform.python_version(),
-            "device": device,
+            "device": processor,
             "threads": str(args.threads),
             "allocator": "keeps memory" if kept else "default",
             "load average at start": " ".join(f"{load:.1f}" for load in os.getloadavg()),
@@ -94,7 +92,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--only", default="A,B,C,D,E,F", help="workloads, comma-separated")
     add(

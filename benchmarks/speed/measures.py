@@ -55,14 +55,14 @@ class Run(NamedTuple):
         """Build a contestant, in eval mode."""
         torch.manual_seed(0)
         contestant = BUILDERS[name](workload.modalities, dropout)
-        contestant.module.to(self.args.device).eval()
+        contestant.module.eval()
         return contestant
 
     def race(self, workload: Workload, figure: str, calls: dict[str, clock.Call]) -> Iterator[Row]:
         """Time all calls in turns."""
         self.say(f"{workload.group} {workload.size or ''}, {figure}")
         args = self.args
-        timings = clock.race(calls, repeats=args.repeats, limit=args.limit, device=args.device)
+        timings = clock.race(calls, repeats=args.repeats, limit=args.limit, device="cpu")
         for name, timing in timings.items():
             if isinstance(timing, str):
                 yield Row.skip(workload, name, figure, timing)
@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
 def compare(workload: Workload, run: Run) -> Iterator[Row]:
     """Measure all figures of a workload, all contestants in turns."""
-    features, masks = workload.draw(run.args.device)
+    features, masks = workload.draw()
     built: dict[tuple[str, float], Contestant] = {}
     for figure in workload.figures:
         how = clock.forward if figure == FORWARD else clock.training_step
@@ -102,7 +102,7 @@ def compare(workload: Workload, run: Run) -> Iterator[Row]:
 
 def stream(workload: Workload, run: Run) -> Iterator[Row]:
     """Compare one cached step with that step by hand, and with fusing everything again."""
-    features, masks = workload.draw(run.args.device)
+    features, masks = workload.draw()
     contestants = {name: run.build(name, workload) for name in (OURS, AUTHOR, MULT)}
     fusion = contestants[OURS].module
     *cached, tick = workload.sequences
@@ -125,7 +125,7 @@ def stream(workload: Workload, run: Run) -> Iterator[Row]:
 
 def tiny(workload: Workload, run: Run) -> Iterator[Row]:
     """Compare the library's forward pass with the same operations by hand."""
-    features, masks = workload.draw(run.args.device)
+    features, masks = workload.draw()
     built = {name: run.build(name, workload) for name in BUILDERS if name not in missing()}
     calls = {name: clock.forward(contestant, features, masks) for name, contestant in built.items()}
     by_hand = ByHand(built[OURS].module)
@@ -137,8 +137,8 @@ def tiny(workload: Workload, run: Run) -> Iterator[Row]:
 
 def compiled(workload: Workload, run: Run) -> Iterator[Row]:
     """Compile ours, count the graphs over two batches, and race them against eager mode."""
-    features, masks = workload.draw(run.args.device)
-    other = workload.draw(run.args.device, seed=1)
+    features, masks = workload.draw()
+    other = workload.draw(seed=1)
     for figure, name in itertools.product((FORWARD, TRAIN_DROPOUT), (OURS, OURS_AUTHOR)):
         how = clock.forward if figure == FORWARD else clock.training_step
         ours, in_eager = name + rows.COMPILED, name + rows.EAGER
@@ -191,7 +191,7 @@ def _too_much(workload: Workload, name: str, figure: str, run: Run) -> str | Non
 def _memory(workload: Workload, name: str, run: Run) -> Row:
     args, place = run.args, (workload.group, workload.size)
     run.say(f"{workload.group} {workload.size or ''}, {MEMORY}, {name}")
-    options = {"device": args.device, "threads": args.threads, "quick": args.quick}
+    options = {"threads": args.threads, "quick": args.quick}
     peak = peak_memory(name, *place, limit=args.limit, **options)
     if isinstance(peak, str):
         return Row.skip(workload, name, MEMORY, peak)

@@ -16,10 +16,10 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(
-    contestant: str, group: str, size: int, *, device: str, threads: int, limit: float, quick: bool
+    contestant: str, group: str, size: int, *, threads: int, limit: float, quick: bool
 ) -> int | str:
     """Return the bytes that a training step adds at its peak, in a process of its own."""
-    task = [contestant, group, size, device, threads, quick]
+    task = [contestant, group, size, threads, quick]
     command = [sys.executable, "-m", "benchmarks.speed.memory", json.dumps(task)]
     try:
         done = subprocess.run(  # noqa: S603 (our own module)
@@ -36,23 +36,18 @@ def peak_memory(
 
 def measure_memory(task: str) -> int:
     """Run in the process of its own: a step on two steps a sequence first, to load the kernels."""
-    contestant, group, size, device, threads, quick = json.loads(task)
+    contestant, group, size, threads, quick = json.loads(task)
     torch.set_num_threads(threads)
     candidates = workloads(quick=quick)[group[0]]
     workload = next(w for w in candidates if (w.group, w.size) == (group, size))
     torch.manual_seed(0)
     built = BUILDERS[contestant](workload.modalities, DROPOUT)
-    built.module.to(device).train()
-    features, masks = workload.draw(device)
+    built.module.train()
+    features, masks = workload.draw()
     few = [{name: x[:1, :2] for name, x in (values or {}).items()} for values in (features, masks)]
     training_step(built, few[0], few[1] or None)()
     built.module.zero_grad(set_to_none=True)
     step = training_step(built, features, masks)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
     before = _forget_peak()
     step()
     return _peak() - before

@@ -46,18 +46,16 @@ class Workload(NamedTuple):
         """Feature width of each modality."""
         return {name: width for name, (_, width) in self.sequences.items()}
 
-    def draw(
-        self, device: str, seed: int = 0
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    def draw(self, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Draw features, random in padding too, and masks, or `None` without masks."""
         generator = torch.Generator().manual_seed(seed)
         features, masks = {}, {}
         for name, (time, width) in self.sequences.items():
             shape = (self.batch, time, width)
-            features[name] = torch.randn(shape, generator=generator).to(device)
+            features[name] = torch.randn(shape, generator=generator)
             fewest = max(1, time // 5) if self.ragged else time
             lengths = torch.randint(fewest, time + 1, (self.batch, 1), generator=generator)
-            masks[name] = (torch.arange(time) < lengths).to(device)
+            masks[name] = torch.arange(time) < lengths
         return features, masks if self.masked else None
 
 

@@ -93,6 +93,11 @@ class Layer(nn.Module):
         return x + self.dropout(self.feedforward(x))
 
 
+def layers(depth: int, dim: int, num_heads: int, dropout: float) -> nn.ModuleList:
+    """Return some layers."""
+    return nn.ModuleList(Layer(dim, num_heads=num_heads, dropout=dropout) for _ in range(depth))
+
+
 class LatentTransformer(nn.Module):
     """Latent vectors that read the steps of all modalities and then each other, as Perceiver's.
 
@@ -114,12 +119,7 @@ class LatentTransformer(nn.Module):
         self.modalities = dict(modalities)
         self.projections = projections(modalities, embed_dim)
         self.latents = nn.Parameter(torch.randn(latents, embed_dim))
-        self.reads, self.mixes = (
-            nn.ModuleList(
-                Layer(embed_dim, num_heads=num_heads, dropout=dropout) for _ in range(depth)
-            )
-            for _ in range(2)
-        )
+        self.reads, self.mixes = (layers(depth, embed_dim, num_heads, dropout) for _ in range(2))
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(
@@ -165,12 +165,7 @@ class BottleneckTransformer(nn.Module):
         self.projections = projections(modalities, embed_dim)
         self.bottlenecks = nn.Parameter(0.02 * torch.randn(bottlenecks, embed_dim))
         self.layers = nn.ModuleDict(
-            {
-                name: nn.ModuleList(
-                    Layer(embed_dim, num_heads=num_heads, dropout=dropout) for _ in range(depth)
-                )
-                for name in modalities
-            }
+            {name: layers(depth, embed_dim, num_heads, dropout) for name in modalities}
         )
         self.norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim) for name in modalities})
         self.depth = depth
