@@ -53,12 +53,7 @@ def _quotient(slow: Row | None, fast: Row | None) -> float | None:
 
 
 def _verdict(
-    bar: str,
-    value: float | None,
-    text: str,
-    *,
-    least: float = -math.inf,
-    most: float = math.inf,
+    bar: str, value: float | None, text: str, *, least: float = -math.inf, most: float = math.inf
 ) -> Bar:
     if value is None:
         return Bar(bar, "not measured", "")

@@ -1,5 +1,6 @@
 """What methods cost: time of a step in turns, and what MulT would need where it does not fit."""
 
+import functools
 import gc
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -73,6 +74,21 @@ def bill(dataset: Dataset, store: Store) -> None:
     narrow = stack_dim(count, width)
     ours = build(known[GRF], dataset, width).eval()
     contestant = Contestant(ours, lambda *_: ours(batch, batch.present)[0])
+    of_mult = functools.partial(mult_operations, dataset.modalities, padded, width)
+    # Parameters and operations.
+    needs = {
+        "MulT": (parameters(known["MulT"], dataset, width), len(index) * of_mult(narrow)),
+        "GRF": (
+            parameters(known[GRF], dataset, width),
+            clock.flops(contestant, batch.features, batch.masks),
+        ),
+    }
+    if narrow != width:
+        # As wide as ours, as its authors have it.
+        with torch.device("meta"):
+            mult = MulT(dataset.modalities, embed_dim=width, num_heads=heads(width), num_layers=1)
+        wide = sum(parameter.numel() for parameter in mult.parameters())
+        needs["MulT, as wide"] = wide, len(index) * of_mult(width)
     record: dict[str, Any] = {
         "key": key,
         "stage": "bill",
@@ -82,29 +98,14 @@ def bill(dataset: Dataset, store: Store) -> None:
         "batch": len(index),
         "stacks": count * (count - 1),
         "stack width": narrow,
-        "MulT": {
-            "parameters": parameters(known["MulT"], dataset, width),
-            "operations": len(index) * mult_operations(dataset.modalities, padded, width, narrow),
-        },
-        "GRF": {
-            "parameters": parameters(known[GRF], dataset, width),
-            "operations": clock.flops(contestant, batch.features, batch.masks),
-        },
     }
-    if narrow != width:
-        # As wide as ours, as its authors have it.
-        wide = sum(p.numel() for p in _mult_as_wide(dataset, width).parameters())
-        operations = len(index) * mult_operations(dataset.modalities, padded, width, width)
-        record["MulT, as wide"] = {"parameters": wide, "operations": operations}
-    for name in ("MulT", "MulT, as wide", "GRF"):
-        if name in record:
-            record[name]["bytes"] = BYTES_A_PARAMETER * record[name]["parameters"]
+    for name, (number, operations) in needs.items():
+        record[name] = {
+            "parameters": number,
+            "operations": operations,
+            "bytes": BYTES_A_PARAMETER * number,
+        }
     store.add(record)
-
-
-def _mult_as_wide(dataset: Dataset, width: int) -> torch.nn.Module:
-    with torch.device("meta"):
-        return MulT(dataset.modalities, embed_dim=width, num_heads=heads(width), num_layers=1)
 
 
 def mult_operations(

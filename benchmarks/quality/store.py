@@ -115,7 +115,4 @@ def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
         own = [r for r in store.records.values() if r["dataset key"] == about["key"]]
         # A method that was changed keeps its name: only its newest form counts.
         forms = {r["method"]: r["method key"] for r in own if "method" in r}
-        yield (
-            about,
-            [r for r in own if "method" in r and forms[r["method"]] == r["method key"]],
-        )
+        yield about, [r for r in own if "method" in r and forms[r["method"]] == r["method key"]]

@@ -27,8 +27,8 @@ from benchmarks.quality.store import Record, Store, describe
 FIRST = (GRF, POOLED, CROSS)
 GROUPS_IN_ORDER = ("baseline", "reference", "grf", "single", "ablation", "rival", "order")
 SLEEP = 0.02
-# Of a trial run.
-SHORT_EPOCHS, SHORT_TRIALS = 1, 2
+# Of a trial run; samples are of each part.
+SHORT_SAMPLES, SHORT_EPOCHS, SHORT_TRIALS = 48, 1, 2
 
 
 class Source(NamedTuple):
@@ -36,12 +36,10 @@ class Source(NamedTuple):
 
     Attributes:
         folder: The folder of all data.
-        most: Samples of each part, ``None`` for all.
-        short: Whether to train for a moment only.
+        short: Whether to take few samples and to train for a moment only.
     """
 
     folder: Path
-    most: int | None = None
     short: bool = False
 
     def get(self, name: str, device: str) -> Dataset:
@@ -52,7 +50,7 @@ class Source(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _load(source: Source, name: str, device: str) -> Dataset:
-    found = load(name, source.folder, source.most)
+    found = load(name, source.folder, SHORT_SAMPLES if source.short else None)
     if source.short:
         trials = found.budget.trials[:SHORT_TRIALS]
         budget = dataclasses.replace(found.budget, epochs=SHORT_EPOCHS, batch=16, trials=trials)

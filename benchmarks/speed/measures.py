@@ -150,10 +150,7 @@ def compiled(workload: Workload, run: Run) -> Iterator[Row]:
         eager.module.train(figure != FORWARD)
         module = torch.compile(eager.module, fullgraph=True)
         quick = Contestant(module, lambda x, m, module=module: module(x, masks=m))
-        calls = {
-            in_eager: how(eager, features, masks),
-            ours: how(quick, features, masks),
-        }
+        calls = {in_eager: how(eager, features, masks), ours: how(quick, features, masks)}
         start = time.perf_counter()
         calls[ours]()
         taken = time.perf_counter() - start

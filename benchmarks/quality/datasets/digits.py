@@ -49,9 +49,7 @@ def digits(arrays: Arrays, most: int | None = None) -> Dataset:
             pair[own] = np.resize(there, len(own))
         chosen = few(np.arange(len(sounds)), most)
         parts[part] = _part(
-            [recordings[k] for k in sounds[chosen]],
-            pixels[pair[chosen]],
-            spoken[sounds[chosen]],
+            [recordings[k] for k in sounds[chosen]], pixels[pair[chosen]], spoken[sounds[chosen]]
         )
     return Dataset(
         "digits",
