@@ -7,8 +7,8 @@ brings the peers that are packages. Run on a machine that does nothing else:
     python -m benchmarks.speed --allocator keep --only A,B --json keep.json
     python -m benchmarks.gpu --out FOLDER
     python -m benchmarks.speed --compile --json compiled.json
-    python -m benchmarks.report default.json
-    python -m benchmarks.plots default.json docs/assets
+    python -m benchmarks.speed.report default.json
+    python -m benchmarks.speed.plots default.json docs/assets
 
 How well they do, not how fast, is asked by `benchmarks.quality`.
 """

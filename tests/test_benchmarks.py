@@ -1,5 +1,6 @@
 """The benchmarks' peers compute what they claim, and the harness runs; no test asserts on time."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,7 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.common.clock import Timing, flops
+from benchmarks.common.markdown import insert, inserted
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import cases, report
+from benchmarks.gpu.bars import bars
+from benchmarks.gpu.kernels import summarise
+from benchmarks.gpu.measures import OutOfTimeError, time_limit
+from benchmarks.gpu.rows import Profile, Results, Row, merge
+from benchmarks.speed import rows as speed_rows
+from benchmarks.speed.contestants import BUILDERS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+KEPT = REPOSITORY / "benchmarks" / "results"
 
 
 def test_the_harness_runs_and_compares_equal_weights(tmp_path):
@@ -43,7 +56,7 @@ def test_the_harness_runs_and_compares_equal_weights(tmp_path):
 def test_the_figures_of_the_kept_run_show_the_fast_peers_and_follow_the_page(tmp_path):
     made = []
     for folder in (tmp_path / "one", tmp_path / "two"):
-        command = [sys.executable, "-m", "benchmarks.plots", "benchmarks/results/speed.json"]
+        command = [sys.executable, "-m", "benchmarks.speed.plots", "benchmarks/results/speed.json"]
         subprocess.run([*command, str(folder)], cwd=REPOSITORY, check=True, timeout=120)
         made.append({path.name: path.read_text("utf-8") for path in sorted(folder.iterdir())})
     first, second = made
@@ -57,11 +70,7 @@ def test_the_figures_of_the_kept_run_show_the_fast_peers_and_follow_the_page(tmp
             assert f">{label}</text>" in text
 
 
-def test_the_count_of_operations_sees_fused_attention(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks.contestants import BUILDERS  # noqa: PLC0415 (not on the path of the test run)
-    from benchmarks.measure import flops  # noqa: PLC0415
-
+def test_the_count_of_operations_sees_fused_attention():
     batch, first, second, dim = 2, 5, 7, 64
     features = {"a": torch.randn(batch, first, 3), "b": torch.randn(batch, second, 3)}
     model = BUILDERS["nn.MultiheadAttention, one layer"]({"a": 3, "b": 3}, 0.0)
@@ -71,84 +80,79 @@ def test_the_count_of_operations_sees_fused_attention(monkeypatch):
     assert flops(model, features, None) == 2 * batch * (projections + attention)
 
 
-def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path, monkeypatch):
+def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path):
     """On the CPU, tiny: each row is measured, or says why it is not."""
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks import gpu, gpu_report, gpu_rows  # noqa: PLC0415
-
     few = ["--device", "cpu", "--quick", "--each", "0", "--out", str(tmp_path)]
     ours = r"^width 16, 1 layers, batch 2, .* (ours|author's design) \| eager \| bf16 \|"
     only = rf"{ours}|^3 modalities of length 16, .* captured"
     results = gpu.main([*few, "--only", only])
-    assert json.loads((tmp_path / "gpu.json").read_text()) == results
-    tables = gpu_report.markdown(results)
+    assert Results.read(tmp_path / "gpu.json") == results
+    tables = report.markdown(results)
     assert (tmp_path / "gpu.md").read_text() == tables
-    measured = [record for record in results["rows"] if "milliseconds" in record]
-    failed = [record for record in results["rows"] if "milliseconds" not in record]
-    assert {record["mode"] for record in measured} == {gpu_rows.EAGER}
-    assert {record["mode"] for record in failed} == {gpu_rows.CAPTURED}
-    assert all("error" in record for record in failed)
-    assert not any("error" in record for record in measured)
-    for record in measured:
-        timing = record["milliseconds"]
-        assert 0 < timing["low"] <= timing["median"] <= timing["high"]
-        assert record["operations"] > 0
-        assert f"| {record['model']} | eager | bf16 | " in tables
-    page = f"Before.\n\n{gpu_report.START}\n\nold\n\n{gpu_report.END}\n\nAfter.\n"
-    page = gpu_report.fill(page, tables)
-    assert gpu_report.filled(page) == tables
+    measured = [row for row in results.rows if row.milliseconds is not None]
+    failed = [row for row in results.rows if row.milliseconds is None]
+    assert {row.mode for row in measured} == {cases.EAGER}
+    assert {row.mode for row in failed} == {cases.CAPTURED}
+    assert all(row.error for row in failed)
+    assert not any(row.error for row in measured)
+    for row in measured:
+        timing = row.milliseconds
+        assert 0 < timing.low <= timing.median <= timing.high
+        assert row.operations > 0
+        assert f"| {row.model} | eager | bf16 | " in tables
+    page = "Before.\n\n{}\n\nold\n\n{}\n\nAfter.\n".format(*report.MARKS)
+    page = insert(page, report.MARKS, tables)
+    assert inserted(page, report.MARKS) == tables
     assert (page.partition("\n")[0], page.rpartition("\n\n")[2]) == ("Before.", "After.\n")
     slow = gpu.main([*few, "--limit", "0.01", "--only", ours])
-    assert all(record["error"].startswith("OutOfTimeError: longer") for record in slow["rows"])
+    assert all(row.error.startswith("OutOfTimeError: longer") for row in slow.rows)
     late = gpu.main([*few, "--seconds", "0", "--only", only])
-    assert {record.get("skipped") for record in late["rows"]} == {"not run: the 0 s were over"}
+    assert {row.skipped for row in late.rows} == {"not run: the 0 s were over"}
 
 
-def test_a_row_that_is_stopped_leaves_gradients_on(monkeypatch):
+def test_a_row_that_is_stopped_leaves_gradients_on():
     """The alarm may ring between the two ends of `no_grad`."""
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks import gpu  # noqa: PLC0415
 
-    def begin_no_grad():
-        torch.set_grad_enabled(False)
-        time.sleep(60)
+    def stop_late():
+        with time_limit(0.01):
+            torch.set_grad_enabled(False)
+            time.sleep(60)
 
-    with pytest.raises(gpu.OutOfTimeError), gpu.time_limit(0.01):
-        begin_no_grad()
+    with pytest.raises(OutOfTimeError):
+        stop_late()
     assert torch.is_grad_enabled()
 
 
-def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks import gpu_report, gpu_rows  # noqa: PLC0415
+def test_the_bars_of_the_gpu_are_held_against_the_right_rows():
+    loads = cases.loads(quick=False)
 
-    loads = gpu_rows.loads(quick=False)
+    def record(load, model, milliseconds, mode=cases.EAGER, **more):
+        timing = Timing(milliseconds, milliseconds, milliseconds, 1)
+        return Row.of(cases.Case(loads[load], model, mode), milliseconds=timing, **more)
 
-    def record(load, model, milliseconds, mode=gpu_rows.EAGER, **more):
-        place = gpu_report.place(gpu_rows.Row(loads[load], model, mode))
-        return place | {"milliseconds": {"median": milliseconds}} | more
-
-    results = {
-        "peak": {"bf16": 1e15, "float32 with TF32": 1e15},
-        "rows": [
-            record("wide", gpu_rows.OURS, 10.0, needed_operations=4.5e12),
-            record("wide", gpu_rows.RESIDUAL, 20.0),
-            record("wide", gpu_rows.PADDED, 28.0),
-            record("wide", gpu_rows.AUTHOR, 60.0),
-            record("wide", gpu_rows.AUTHOR, 40.0, gpu_rows.COMPILED),
-            record("chain", gpu_rows.OURS, 9.0),
-            record("chain", gpu_rows.OURS, 5.0, gpu_rows.CAPTURED),
-            record("chain", gpu_rows.EARLY, 2.0, gpu_rows.CAPTURED),
-            record("chain", gpu_rows.EARLY, 3.0, gpu_rows.COMPILED),
-            record("chain", gpu_rows.EARLY, 2.5),
+    results = Results(
+        "b",
+        {},
+        {"bf16": 1e15, "float32 with TF32": 1e15},
+        [
+            record("wide", cases.OURS, 10.0, needed_operations=4.5e12),
+            record("wide", cases.RESIDUAL, 20.0),
+            record("wide", cases.PADDED, 28.0),
+            record("wide", cases.AUTHOR, 60.0),
+            record("wide", cases.AUTHOR, 40.0, cases.COMPILED),
+            record("chain", cases.OURS, 9.0),
+            record("chain", cases.OURS, 5.0, cases.CAPTURED),
+            record("chain", cases.EARLY, 2.0, cases.CAPTURED),
+            record("chain", cases.EARLY, 3.0, cases.COMPILED),
+            record("chain", cases.EARLY, 2.5),
             *(
-                record(f"M{time}", gpu_rows.OURS, taken, gpu_rows.CAPTURED)
+                record(f"M{time}", cases.OURS, taken, cases.CAPTURED)
                 for time, taken in ((2048, 2.5), (4096, 5.0), (8192, 10.0))
             ),
-            record("M8192", gpu_rows.OURS, 20.0, peak_bytes=3 * 2**30),
+            record("M8192", cases.OURS, 20.0, peak_bytes=3 * 2**30),
         ],
-    }
-    found = [(value, met) for _, value, met in gpu_report.bars(results)]
+    )
+    found = [(value, met) for _, value, met in bars(results)]
     assert found == [
         ("4.00", "yes"),
         ("1.40", "no"),
@@ -161,23 +165,17 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows(monkeypatch):
             "no",
         ),
     ]
-    old = {"command": "a", "rows": [record("wide", gpu_rows.OURS, 20.0)], "peak": {}}
-    again = {
-        "command": "b",
-        "rows": [gpu_report.place(gpu_rows.Row(loads["wide"], gpu_rows.OURS)) | {"error": "x"}],
-    }
-    joined = gpu_report.merge([old, again, results | {"command": "b"}])
-    assert (joined["command"], joined["rows"], joined["peak"]) == ("a; b", results["rows"], {})
-    assert gpu_report.merge([old, again])["rows"] == old["rows"]
-    assert gpu_report.merge([again, old])["rows"] == old["rows"]
-    nothing = gpu_report.bars(results | {"rows": []})
+    old = Results("a", {}, {}, [record("wide", cases.OURS, 20.0)])
+    again = Results("b", {}, {}, [Row.of(cases.Case(loads["wide"], cases.OURS), error="x")])
+    joined = merge([old, again, results])
+    assert (joined.command, joined.rows, joined.peak) == ("a; b", results.rows, {})
+    assert merge([old, again]).rows == old.rows
+    assert merge([again, old]).rows == old.rows
+    nothing = bars(dataclasses.replace(results, rows=[]))
     assert {(value, met) for _, value, met in nothing} == {("not measured", "")}
 
 
-def test_kernels_are_summed_by_name(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks.gpu import summarise  # noqa: PLC0415
-
+def test_kernels_are_summed_by_name():
     names = {
         "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": "cuDNN",
         "pytorch_flash::flash_fwd_kernel": "flash",
@@ -187,19 +185,23 @@ def test_kernels_are_summed_by_name(monkeypatch):
     }
     for name, kind in names.items():
         found = summarise({name: [1.0, 2.0], "Memcpy HtoD": [0.5]})
-        assert found["attention"] == ([] if kind is None else [kind])
-        assert (found["launches"], found["copies"], found["busy_milliseconds"]) == (2, 1, 3.5)
-        assert found["kernels"] == [[name, 2, 3.0], ["Memcpy HtoD", 1, 0.5]]
+        kernels = [[name, 2, 3.0], ["Memcpy HtoD", 1, 0.5]]
+        assert found == Profile(2, 1, 3.5, [] if kind is None else [kind], kernels)
 
 
-def test_the_page_on_a_gpu_shows_the_saved_run(monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks import gpu_report  # noqa: PLC0415
+def test_the_page_on_a_gpu_shows_the_saved_run():
+    tables = report.markdown(Results.read(KEPT / "gpu.json"))
+    page = (REPOSITORY / "docs" / "how-to" / "gpu.md").read_text("utf-8")
+    assert inserted(page, report.MARKS) == tables
 
-    saved = REPOSITORY / "benchmarks" / "results" / "gpu.json"
-    tables = (
-        gpu_report.markdown(json.loads(saved.read_text()))
-        if saved.exists()
-        else "Not measured yet.\n"
-    )
-    assert gpu_report.filled((REPOSITORY / "docs" / "how-to" / "gpu.md").read_text()) == tables
+
+def test_rows_of_a_kept_run_on_a_gpu_are_written_as_they_were_read(tmp_path):
+    Results.read(KEPT / "gpu.json").write(tmp_path / "gpu.json")
+    assert (tmp_path / "gpu.json").read_text("utf-8") == (KEPT / "gpu.json").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["speed", "speed_compile", "speed_keep", "speed_no_fast_path"])
+def test_rows_of_a_kept_run_on_a_cpu_are_written_as_they_were_read(name):
+    saved = json.loads((KEPT / f"{name}.json").read_text("utf-8"))
+    results = speed_rows.Results.from_json(KEPT / f"{name}.json")
+    assert json.dumps(results.as_json() | {"bars": saved["bars"]}) == json.dumps(saved)

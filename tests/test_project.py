@@ -29,6 +29,7 @@ import grf_fusion.viz
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "grf_fusion"
+BENCHMARKS = REPOSITORY / "benchmarks"
 
 # Every entry at the top of the package, with its floor: a file imports from lower floors, and from
 # its own folder without a circle. Nothing of ours imports the package itself, on the top floor.
@@ -55,29 +56,29 @@ MOST_LINES = 320
 LONGER = {"_layers.block": 345, "_chain.fusion": 625}
 
 
-def sources() -> dict[str, str]:
-    """Return the text of every file of the package by its module name; a folder's is its name."""
+def sources(folder: Path = SOURCE) -> dict[str, str]:
+    """Return the text of every file of a package by its module name; a folder's is its name."""
     texts = {
-        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path.read_text("utf-8")
-        for path in sorted(SOURCE.rglob("*.py"))
+        ".".join(path.relative_to(folder).with_suffix("").parts): path.read_text("utf-8")
+        for path in sorted(folder.rglob("*.py"))
     }
     return {name.removesuffix(".__init__"): text for name, text in texts.items()}
 
 
-def imported_modules(text: str, known: Container[str]) -> set[str]:
-    """Return the modules of grf_fusion that a file imports, wherever the import stands."""
+def imported_modules(text: str, known: Container[str], ours: str = "grf_fusion") -> set[str]:
+    """Return the modules of a package of ours that a file imports, wherever the import stands."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = "grf_fusion" if node.level else ""
+            module = ours if node.level else ""
             module = ".".join(part for part in (module, node.module) if part)
             names = [f"{module}.{alias.name}" for alias in node.names]
         for name in names:
             package, _, rest = name.partition(".")
-            if package == "grf_fusion":
+            if package == ours:
                 parts = rest.split(".")
                 longest = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
                 found.add(next((module for module in longest if module in known), "__init__"))
@@ -95,9 +96,9 @@ def wrong_imports(texts: Mapping[str, str], known: Container[str]) -> list[str]:
     return wrong
 
 
-def circle(texts: Mapping[str, str]) -> list[str]:
+def circle(texts: Mapping[str, str], ours: str = "grf_fusion") -> list[str]:
     """Return files that import each other in a circle, if some do."""
-    graph = {name: imported_modules(text, texts) for name, text in texts.items()}
+    graph = {name: imported_modules(text, texts, ours) for name, text in texts.items()}
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -315,6 +316,36 @@ def test_a_circle_is_seen() -> None:
     }
     assert set(circle(texts)) == {"_cpu.layout", "_cpu.dropout"}
     assert circle({**texts, "_cpu.dropout": "import torch"}) == []
+
+
+def strangers(texts: Mapping[str, str]) -> list[str]:
+    """Return every import of a benchmark that goes neither to its own folder nor to `common`."""
+    return [
+        f"{name} imports {target}"
+        for name, text in texts.items()
+        for target in sorted(imported_modules(text, texts, "benchmarks"))
+        if target.partition(".")[0] not in (name.partition(".")[0], "common")
+    ]
+
+
+def test_a_benchmark_imports_its_own_folder_and_what_all_share() -> None:
+    texts = sources(BENCHMARKS)
+    assert {"common", "speed", "gpu", "quality"} <= texts.keys()
+    assert strangers(texts) == []
+    assert circle(texts, "benchmarks") == []
+
+
+def test_a_benchmark_that_imports_another_is_seen() -> None:
+    texts = {
+        "common.clock": "from benchmarks.speed import rows",
+        "speed.rows": "from benchmarks.common import clock",
+        "quality.run": "def late():\n    from benchmarks.speed.rows import Row",
+    }
+    assert strangers(texts) == [
+        "common.clock imports speed.rows",
+        "quality.run imports speed.rows",
+    ]
+    assert set(circle(texts, "benchmarks")) == {"common.clock", "speed.rows"}
 
 
 def test_no_assert_statement_in_the_package() -> None:

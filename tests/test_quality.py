@@ -16,22 +16,16 @@ from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common.markdown import insert
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import catalog, cost, digits, evidence, icu, mosi, omics, sensors
+from benchmarks.quality import cost
 from benchmarks.quality import metrics as ours
-from benchmarks.quality import report as tables
 from benchmarks.quality import run as running
-from benchmarks.quality.data import (
-    Batch,
-    Budget,
-    Part,
-    Task,
-    curve,
-    drop_steps,
-    standardise,
-    stratified,
-    summaries_of,
-)
+from benchmarks.quality.datasets import catalog, digits, icu, mosi, omics, sensors
+from benchmarks.quality.datasets.dataset import Batch, Budget, Part, Task, curve, drop_steps
+from benchmarks.quality.datasets.prepare import standardise, stratified, summaries_of
+from benchmarks.quality.datasets.synthetic import synthetic
+from benchmarks.quality.evaluate import evaluate, keep
 from benchmarks.quality.methods import (
     ABLATIONS,
     CROSS,
@@ -39,17 +33,19 @@ from benchmarks.quality.methods import (
     MODES,
     TAKEN_AWAY,
     Method,
-    Size,
     Training,
-    grf,
     methods,
     orders,
     parameters,
 )
-from benchmarks.quality.store import Store, method_key
-from benchmarks.quality.synthetic import synthetic
-from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
-from benchmarks.quality.train import Learner, Network, build, evaluate, keep, refit, train
+from benchmarks.quality.models.builders import Size, grf
+from benchmarks.quality.models.taken_apart import CrossModal, EveryContext, ScaledUpdate
+from benchmarks.quality.network import Network, build
+from benchmarks.quality.store import Store, describe, method_key
+from benchmarks.quality.tables import evidence
+from benchmarks.quality.tables import report as tables
+from benchmarks.quality.tables.summary import summarise
+from benchmarks.quality.train import Learner, refit, train
 from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
 from grf_fusion.baselines import CrossModalAttentionFusion, MulT
 
@@ -285,16 +281,6 @@ def test_icu2012_holds_every_event(arrays):
     own = columns.values[7, columns.owner == names.index("HR")]
     want = [count, values.double().mean(), values.min(), values.max(), values[0], values[-1]]
     np.testing.assert_allclose(own, [float(value) for value in want])
-
-
-def test_icu2012_can_keep_the_last_events_only(arrays):
-    whole, short = (icu.icu2012(arrays("icu2012"), 40, last_events=n) for n in (None, 5))
-    for name, few in short.parts["test"].features.items():
-        all_of, lengths = whole.parts["test"].features[name], whole.parts["test"].lengths[name]
-        assert few.shape[1] <= 5
-        for sample, length in enumerate(lengths.tolist()):
-            kept = min(length, 5)
-            assert torch.equal(few[sample, :kept], all_of[sample, length - kept : length])
 
 
 def loaders() -> dict:
@@ -885,7 +871,7 @@ def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeyp
     store = Store(tmp_path / "runs.jsonl")
     settings = running.Settings(seeds=2)
     names = ("logistic regression on summaries", "concatenation, late")
-    running.describe(dataset, store)
+    describe(dataset, store)
     for name in names:
         job = running.jobs_of(dataset, settings, store)[name]
         while waiting := job.pending():
@@ -899,7 +885,8 @@ def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeyp
         best = running.choose(dataset.task, [r for r in own if r["stage"] == "trial"])
         assert options["epochs"] == int(np.argmax(best["history"])) + 1
         assert options["threshold"] == best["threshold"] is not None
-    assert "trained on train and validation together" in tables.markdown(store)
+    text = "".join(tables.pages(summarise(store)).values())
+    assert "trained on train and validation together" in text
 
 
 # Missing modalities
@@ -1050,27 +1037,28 @@ def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights
     store = Store(tmp_path / "runs.jsonl")
     ran = {(r["stage"], r["method"]) for r in store.records.values() if "method" in r}
     assert ran == {("trial", "GRF"), ("final", "GRF, two layers"), ("cost", "GRF, two layers")}
-    (summary,) = tables.summarise(store)
-    (row,) = summary["rows"]
-    assert (row["name"], row["seeds"]) == ("GRF, two layers", 2)
-    assert row["costs"]["training"]["median"] > 0
+    (summary,) = summarise(store)
+    (row,) = summary.rows
+    assert (row.name, row.seeds) == ("GRF, two layers", 2)
+    assert row.step > 0
     trial = next(r for r in store.records.values() if r["stage"] == "trial")
-    assert row["parameters"] > trial["parameters"]
+    assert row.parameters > trial["parameters"]
 
 
 def test_a_page_gets_what_is_generated_between_its_marks(tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
     page = docs / "evidence.md"
-    page.write_text(f"# A\n\n{evidence.BEGIN}\nold\n{evidence.END}\n\nrest\n", "utf-8")
+    page.write_text("# A\n\n{}\nold\n{}\n\nrest\n".format(*evidence.MARKS), "utf-8")
     only = [f"synthetic-*,{name}" for name in (GRF, "concatenation, pooled", "weighted sum*")]
     only = itertools.chain.from_iterable(("--only", one) for one in only)
     options = ["--out", str(tmp_path), "--quick", "--no-progress", "--no-costs", *only]
     command.main([*options, "--docs", str(docs)])
     once = page.read_text("utf-8")
-    summaries = tables.summarise(Store(tmp_path / "runs.jsonl"))
+    summaries = summarise(Store(tmp_path / "runs.jsonl"))
     text = evidence.evidence(summaries)
-    assert once == f"# A\n\n{evidence.BEGIN}\n\n{text}\n{evidence.END}\n\nrest\n"
+    begin, end = evidence.MARKS
+    assert once == f"# A\n\n{begin}\n\n{text}\n{end}\n\nrest\n"
     names = ("synthetic-classes", "synthetic-binary", "synthetic-regression")
     for name in names:
         own = (docs / "evidence" / f"{name}.md").read_text("utf-8")
@@ -1091,25 +1079,24 @@ def test_a_page_gets_what_is_generated_between_its_marks(tmp_path):
 def test_the_evidence_page_shows_the_runs_that_are_kept():
     root = Path(__file__).resolve().parents[1]
     page = (root / "docs" / "evidence.md").read_text("utf-8")
-    summaries = tables.summarise(Store(root / "benchmarks" / "results" / "quality" / "runs.jsonl"))
-    assert evidence.insert(page, evidence.evidence(summaries)) == page
+    summaries = summarise(Store(root / "benchmarks" / "results" / "quality" / "runs.jsonl"))
+    assert insert(page, evidence.MARKS, evidence.evidence(summaries)) == page
     texts = tables.pages(summaries)
     found = {path.stem: path for path in (root / "docs" / "evidence").glob("*.md")}
     assert found.keys() == texts.keys()
     assert all(found[name].read_text("utf-8") == text for name, text in texts.items())
 
 
-def test_costs_and_figures_are_made(tmp_path):
-    options = ["--out", str(tmp_path), "--quick", "--no-progress", "--plots"]
+def test_steps_are_timed(tmp_path):
+    options = ["--out", str(tmp_path), "--quick", "--no-progress"]
     command.main([*options, "--only", "synthetic-binary,concatenation, late"])
     (row,) = (
         row
-        for summary in tables.summarise(Store(tmp_path / "runs.jsonl"))
-        for row in summary["rows"]
-        if row["costs"]
+        for summary in summarise(Store(tmp_path / "runs.jsonl"))
+        for row in summary.rows
+        if row.costs
     )
-    assert 0 < row["costs"]["inference"]["median"] < row["costs"]["training"]["median"]
-    assert (tmp_path / "quality_synthetic-binary.png").stat().st_size > 10_000
+    assert 0 < row.costs["inference"]["median"] < row.step
 
 
 @pytest.mark.slow
@@ -1135,7 +1122,7 @@ def test_how_long_a_training_takes_is_reckoned(tmp_path, monkeypatch, most):
     monkeypatch.setattr(running, "MANY_PARAMETERS", 1000)
     monkeypatch.setattr(running, "MOST_MINUTES", most)
     # 5 epochs of 3 batches of 32 s are 8 minutes.
-    monkeypatch.setattr(cost, "steps", lambda *_: {"MulT": 32.0, "GRF": 0.5})
+    monkeypatch.setattr(running.steps, "seconds", lambda *_: {"MulT": 32.0, "GRF": 0.5})
     store = Store(tmp_path / "runs.jsonl")
     method = methods(dataset)["MulT"]
     job = running.Job(dataset, method, running.Settings(), store)

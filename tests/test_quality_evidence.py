@@ -1,5 +1,6 @@
 """What the evidence page says follows from the records, and sweeps run what they are told."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,48 +10,52 @@ from typing import Any
 import pytest
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import evidence, plots
 from benchmarks.quality import sweep as sweeping
-from benchmarks.quality.compare import Difference
+from benchmarks.quality.datasets.synthetic import synthetic
 from benchmarks.quality.methods import CROSS, GRF, POOLED
 from benchmarks.quality.run import Settings, choose, jobs_of
 from benchmarks.quality.store import Store
-from benchmarks.quality.synthetic import synthetic
+from benchmarks.quality.tables import evidence, plots, standings
+from benchmarks.quality.tables.compare import Difference
+from benchmarks.quality.tables.summary import Row, Spread, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def row(
-    name: str, complete: float, half: float, *, minus: tuple[float, float], **more: Any
-) -> dict:
+def row(name: str, complete: float, half: float, *, minus: tuple[float, float], **more: Any) -> Row:
     """A row with GRF's distance to it, each with an interval of .02 to both sides."""
-    found: dict[str, Any] = {
+    gaps = dict(zip(("0", "2"), minus, strict=True)) if name != GRF else {}
+    fields: dict[str, Any] = {
         "name": name,
         "group": "baseline",
-        "missing": {"0": {"mean": complete}, "2": {"mean": half}},
-        "costs": {},
         "seeds": 5,
-    } | more
-    if name != GRF:
-        found["GRF minus this"] = {
-            gone: (d := Difference(gap, gap - 0.02, gap + 0.02))._asdict() | {"GRF is": d.verdict}
-            for gone, gap in zip(("0", "2"), minus, strict=True)
-        }
-    return found
+        "rate": 1e-3,
+        "width": 8,
+        "trial": 0,
+        "test": {},
+        "orders": [],
+        "missing": {"0": Spread(complete, None, []), "2": Spread(half, None, [])},
+        "parameters": 1,
+        "seconds": 1.0,
+        "costs": {},
+        "differences": {
+            gone: Difference(gap, gap - 0.02, gap + 0.02) for gone, gap in gaps.items()
+        },
+    }
+    return Row(**fields | more)
 
 
-def summary(name: str, *rows: dict, encoded: bool = False, higher: bool = True) -> dict:
+def summary(name: str, *rows: Row, encoded: bool = False, higher: bool = True) -> Summary:
     task = {"kind": "classes", "outputs": 3, "primary": "accuracy", "higher": higher}
     about = {"dataset": name, "half": 2, "encoded": encoded, "task": task}
-    about["modalities"] = dict.fromkeys("abcd", 3)
-    return {"about": about, "rows": list(rows)}
+    return Summary(about | {"modalities": dict.fromkeys("abcd", 3)}, list(rows))
 
 
 def step(seconds: float) -> dict:
     return {"costs": {"training": {"median": seconds}}}
 
 
-def made_up() -> list[dict]:
+def made_up() -> list[Summary]:
     ours = {"group": "grf"}
     return [
         summary(
@@ -108,14 +113,14 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
 def test_equal_scores_share_a_rank_and_less_error_is_better() -> None:
     rows = row(GRF, 0.5, 0.5, minus=(0, 0), group="grf"), row(CROSS, 0.5, 0.7, minus=(0, 0.2))
     one = summary("mosi", *rows, higher=False)
-    assert evidence.standings([one], evidence.COMPLETE) == [(GRF, 1.5), (CROSS, 1.5)]
-    assert evidence.standings([one], evidence.HALF) == [(GRF, 1), (CROSS, 2)]
+    assert standings.standings([one], standings.COMPLETE) == [(GRF, 1.5), (CROSS, 1.5)]
+    assert standings.standings([one], standings.HALF) == [(GRF, 1), (CROSS, 2)]
 
 
 def test_who_has_not_run_everywhere_has_no_rank() -> None:
     sets = made_up()
-    sets[1]["rows"] = [r for r in sets[1]["rows"] if r["name"] != POOLED]
-    names = {standing.name for standing in evidence.standings(sets[:2], evidence.COMPLETE)}
+    sets[1] = dataclasses.replace(sets[1], rows=[r for r in sets[1].rows if r.name != POOLED])
+    names = {standing.name for standing in standings.standings(sets[:2], standings.COMPLETE)}
     assert names == {GRF, CROSS}
 
 

@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.author import sinusoids
-from benchmarks.quality import compare, predictions
-from benchmarks.quality.data import Batch, Task
-from benchmarks.quality.methods import BASELINES, POOLED, Size, methods
+from benchmarks.common.author import sinusoids
+from benchmarks.quality import predictions
+from benchmarks.quality.datasets.dataset import Batch, Task
+from benchmarks.quality.datasets.synthetic import synthetic
+from benchmarks.quality.methods import BASELINES, POOLED, methods
 from benchmarks.quality.metrics import auroc, measure
-from benchmarks.quality.model import LateScores, Model
-from benchmarks.quality.rivals import (
+from benchmarks.quality.models.builders import Size
+from benchmarks.quality.models.model import LateScores, Model
+from benchmarks.quality.models.rivals import (
     BottleneckTransformer,
     GatedMultimodalUnit,
     LatentTransformer,
     Layer,
 )
-from benchmarks.quality.synthetic import synthetic
-from benchmarks.quality.train import build, objective
+from benchmarks.quality.network import build
+from benchmarks.quality.tables import compare
+from benchmarks.quality.train import objective
 from grf_fusion.baselines import ConcatFusion
 
 WIDTHS = {"a": 3, "b": 5, "c": 2}

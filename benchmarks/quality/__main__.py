@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality.catalog import MADE_UP, NAMES, locate, plain
+from benchmarks.quality import cost
+from benchmarks.quality.datasets.catalog import MADE_UP, NAMES, locate, plain
 from benchmarks.quality.methods import GRF, Method, methods
 from benchmarks.quality.run import Settings
 from benchmarks.quality.store import Store
 from benchmarks.quality.sweep import Source, sweep
 
-# Of a trial run: samples of each part, and seeds.
-QUICK_SAMPLES, QUICK_SEEDS = 48, 2
+# Seeds of a trial run.
+QUICK_SEEDS = 2
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,14 +41,12 @@ def main(argv: list[str] | None = None) -> None:
 def _run(args: argparse.Namespace, store: Store) -> None:
     seeds = QUICK_SEEDS if args.quick else args.seeds
     settings = Settings(seeds, args.device, args.threads, orders=args.orders)
-    source = Source(args.data, QUICK_SAMPLES if args.quick else None, args.quick)
+    source = Source(args.data, args.quick)
     wanted = _wanted(args)
     say = (lambda _: None) if args.no_progress else _say
     done = sweep(source, store, settings, wanted, jobs=args.jobs, seconds=args.seconds, say=say)
     say(f"{done} trainings")
     if args.jobs == 1 and args.seconds is None and not args.run_only:
-        from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
-
         for name, chosen in wanted.items():
             dataset = source.get(name, args.device)
             if chosen(methods(dataset)["MulT"]):
@@ -62,21 +61,19 @@ def _say(text: str) -> None:
 
 def _report(args: argparse.Namespace, store: Store) -> None:
     # These need what a sweep does not.
-    from benchmarks.quality import evidence, plots, report  # noqa: PLC0415
+    from benchmarks.quality.tables import evidence, plots, report  # noqa: PLC0415
+    from benchmarks.quality.tables.summary import summarise  # noqa: PLC0415
 
     args.out.mkdir(parents=True, exist_ok=True)
-    summaries = report.summarise(store)
+    summaries = summarise(store)
     texts = report.pages(summaries)
     text = "\n".join([evidence.evidence(summaries, pages=""), *texts.values()])
     (args.out / "results.md").write_text(text, "utf-8")
-    results = json.dumps(summaries, indent=1)
+    results = json.dumps([summary.as_json() for summary in summaries], indent=1)
     (args.out / "results.json").write_text(results + "\n", "utf-8")
     if args.docs is not None:
         evidence.write(summaries, texts, args.docs)
         plots.overview(summaries, args.docs / "assets" / evidence.PICTURE)
-    if args.plots:
-        plots.draw(summaries, args.out)
-        plots.overview(summaries, args.out / evidence.PICTURE)
     sys.stdout.write(text)
 
 
@@ -140,7 +137,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--orders", action="store_true", help="test in other orders too what is run now")
     add("--merge", type=Path, nargs="*", default=[], help="files of runs to take over first")
     add("--no-costs", dest="costs", action="store_false", help="do not time steps")
-    add("--plots", action="store_true", help="draw figures too")
     add("--report", action="store_true", help="run nothing, only write the tables")
     add("--run-only", action="store_true", help="write no tables: needs only torch and NumPy")
     add("--docs", type=Path, help="folder whose evidence.md and pages by data set to write again")

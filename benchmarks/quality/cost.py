@@ -1,23 +1,24 @@
 """What methods cost: time of a step in turns, and what MulT would need where it does not fit."""
 
+import functools
 import gc
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks import measure as clock
-from benchmarks.contestants import Contestant
-from benchmarks.quality.data import Dataset
-from benchmarks.quality.methods import GRF, Method, heads, methods, parameters, stack_dim
+from benchmarks.common import clock
+from benchmarks.common.peers import Contestant
+from benchmarks.quality.datasets.dataset import Dataset
+from benchmarks.quality.methods import GRF, Method, methods, parameters
+from benchmarks.quality.models.builders import heads, stack_dim
+from benchmarks.quality.network import build
 from benchmarks.quality.run import Job, Settings, jobs_of
+from benchmarks.quality.steps import LIMIT, calls
 from benchmarks.quality.store import Record, Store, dataset_key, digest
-from benchmarks.quality.train import Learner, Network, build
 from grf_fusion.baselines import MulT
 
-REPEATS, FEW_REPEATS, LIMIT = 11, 3, 60.0
+REPEATS = 11
 TIMED = ("baseline", "grf", "ablation", "rival")
 # Weight, gradient and AdamW's two moments, float32.
 BYTES_A_PARAMETER = 16
@@ -37,60 +38,25 @@ def measure(
             best = job.chosen()
             if best is None:
                 continue
-            where = {"device": job.settings.device, "threads": job.settings.threads}
+            where = {"device": settings.device, "threads": settings.threads}
             record = job.record("cost", rate=best["rate"], width=best["width"], **where)
             timed[name] = job, best, record
-    if all(record["key"] in job.store for job, _, record in timed.values()):
+    if all(record["key"] in store for _, _, record in timed.values()):
         return
     steps, reads = {}, {}
     for name, (job, best, _) in timed.items():
-        steps[name], reads[name] = _calls(job.dataset, job.method, best, job.settings.device)
+        steps[name], reads[name] = calls(
+            dataset, job.method, best["rate"], best["width"], settings.device
+        )
     options = {"repeats": REPEATS, "limit": LIMIT, "device": settings.device}
     results = {"training": clock.race(steps, **options), "inference": clock.race(reads, **options)}
-    for name, (job, _, record) in timed.items():
+    for name, (_, _, record) in timed.items():
         for figure, of_all in results.items():
             found = of_all[name]
             record[figure] = found if isinstance(found, str) else found._asdict()
-        batch = job.dataset.budget.batch
-        job.store.add(record | {"batch": batch})
+        store.add(record | {"batch": dataset.budget.batch})
     del steps, reads
     gc.collect()
-
-
-def steps(
-    timed: Iterable[Method], dataset: Dataset, rate: float, width: int, settings: Settings
-) -> dict[str, float]:
-    """Return the median seconds of a training step of each method, timed in turns."""
-    chosen, device = {"rate": rate, "width": width}, settings.device
-    calls = {method.name: _calls(dataset, method, chosen, device)[0] for method in timed}
-    found = clock.race(calls, repeats=FEW_REPEATS, limit=LIMIT, device=device)
-    return {
-        name: math.inf if isinstance(timing, str) else timing.median
-        for name, timing in found.items()
-    }
-
-
-def _calls(
-    dataset: Dataset, method: Method, best: Record, device: str
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return a training step, optimiser included, and an inference, of the same random batch."""
-    torch.manual_seed(0)
-    model = build(method, dataset, best["width"], device)
-    network = Network(model, list(method.modalities(dataset)), list(dataset.modalities))
-    learner = Learner(network, method, dataset, best["rate"], 0)
-    index = next(iter(learner.batches()))
-    batch = dataset.parts["train"].batch(index, network.names)
-
-    def step() -> None:
-        model.train()
-        learner.step(index)
-
-    @torch.inference_mode()
-    def read() -> Tensor:
-        model.eval()
-        return model(batch, batch.present, order=network.order)[0]
-
-    return step, read
 
 
 def bill(dataset: Dataset, store: Store) -> None:
@@ -108,6 +74,21 @@ def bill(dataset: Dataset, store: Store) -> None:
     narrow = stack_dim(count, width)
     ours = build(known[GRF], dataset, width).eval()
     contestant = Contestant(ours, lambda *_: ours(batch, batch.present)[0])
+    of_mult = functools.partial(mult_operations, dataset.modalities, padded, width)
+    # Parameters and operations.
+    needs = {
+        "MulT": (parameters(known["MulT"], dataset, width), len(index) * of_mult(narrow)),
+        "GRF": (
+            parameters(known[GRF], dataset, width),
+            clock.flops(contestant, batch.features, batch.masks),
+        ),
+    }
+    if narrow != width:
+        # As wide as ours, as its authors have it.
+        with torch.device("meta"):
+            mult = MulT(dataset.modalities, embed_dim=width, num_heads=heads(width), num_layers=1)
+        wide = sum(parameter.numel() for parameter in mult.parameters())
+        needs["MulT, as wide"] = wide, len(index) * of_mult(width)
     record: dict[str, Any] = {
         "key": key,
         "stage": "bill",
@@ -117,29 +98,14 @@ def bill(dataset: Dataset, store: Store) -> None:
         "batch": len(index),
         "stacks": count * (count - 1),
         "stack width": narrow,
-        "MulT": {
-            "parameters": parameters(known["MulT"], dataset, width),
-            "operations": len(index) * mult_operations(dataset.modalities, padded, width, narrow),
-        },
-        "GRF": {
-            "parameters": parameters(known[GRF], dataset, width),
-            "operations": clock.flops(contestant, batch.features, batch.masks),
-        },
     }
-    if narrow != width:
-        # As wide as ours, as its authors have it.
-        wide = sum(p.numel() for p in _mult_as_wide(dataset, width).parameters())
-        operations = len(index) * mult_operations(dataset.modalities, padded, width, width)
-        record["MulT, as wide"] = {"parameters": wide, "operations": operations}
-    for name in ("MulT", "MulT, as wide", "GRF"):
-        if name in record:
-            record[name]["bytes"] = BYTES_A_PARAMETER * record[name]["parameters"]
+    for name, (number, operations) in needs.items():
+        record[name] = {
+            "parameters": number,
+            "operations": operations,
+            "bytes": BYTES_A_PARAMETER * number,
+        }
     store.add(record)
-
-
-def _mult_as_wide(dataset: Dataset, width: int) -> torch.nn.Module:
-    with torch.device("meta"):
-        return MulT(dataset.modalities, embed_dim=width, num_heads=heads(width), num_layers=1)
 
 
 def mult_operations(

@@ -2,34 +2,25 @@
 
 import dataclasses
 import itertools
-import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 
-from benchmarks.quality.data import Dataset, Task
-from benchmarks.quality.model import ConcatUnit, LateScores
-from benchmarks.quality.rivals import (
+from benchmarks.quality.datasets.dataset import Dataset
+from benchmarks.quality.models.builders import DROPOUT, FEW, Builder, Size, fusion, grf, mult
+from benchmarks.quality.models.model import LateScores
+from benchmarks.quality.models.rivals import (
     BottleneckTransformer,
     GatedMultimodalUnit,
     LatentTransformer,
 )
-from benchmarks.quality.taken_apart import CrossModal, EveryContext, ScaledUpdate
-from grf_fusion import GatedRecurrentFusion
-from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, MulT, WeightedSumFusion
+from benchmarks.quality.models.taken_apart import CrossModal
+from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, WeightedSumFusion
 
-HEADS = 4
-DROPOUT = 0.1
-# More orders than this are drawn at random instead of all tried.
-EVERY_ORDER = 3
 ORDERS = 20
-# The pairwise stacks of MulT: this narrow where there are more than three modalities, and not
-# built where the parameters are more than that. Where they are many a step is timed, and who
-# would need more than an hour for one training is left out.
-NARROW = 8
+# The pairwise stacks of MulT are not built where the parameters are more than that. Where they are
+# many a step is timed, and who would need more than an hour for one training is left out.
 MOST_PARAMETERS = 100_000_000
 MANY_PARAMETERS = 5_000_000
 MOST_MINUTES = 60
@@ -46,18 +37,6 @@ GROUPS = {
     "single": "Each modality alone",
     "order": "GRF in other orders",
 }
-
-
-class Size(NamedTuple):
-    """What a builder is told."""
-
-    modalities: Mapping[str, int]
-    width: int
-    dropout: float
-    task: Task
-
-
-Builder = Callable[[Size], nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,123 +90,17 @@ class Method:
         return known if self.only is None else {self.only: known[self.only]}
 
 
-def grf(**options: object) -> Builder:
-    """Return a builder of ours; options go to `GatedRecurrentFusion`.
-
-    To us goes `unit`, ``"concat"`` or the factor by which updates are scaled, and
-    ``"every context"``.
-    """
-    given = dict(options)
-    unit, every = given.pop("unit", None), given.pop("every context", False)
-    dropout = given.pop("dropout", DROPOUT)
-
-    def build(size: Size) -> nn.Module:
-        factory = None
-        if unit == "concat":
-            factory = lambda: ConcatUnit(size.width, dropout=dropout)  # noqa: E731
-        elif unit is not None:
-            bias = -math.log(len(size.modalities))
-            factory = lambda: ScaledUpdate(size.width, factor=unit, gate_bias=bias)  # noqa: E731
-        fusion = GatedRecurrentFusion(
-            size.modalities,
-            embed_dim=size.width,
-            num_heads=heads(size.width),
-            dropout=dropout,
-            unit=factory,
-            **given,
-        )
-        return EveryContext(fusion) if every else fusion
-
-    return build
-
-
-def heads(width: int) -> int:
-    """Return the number of attention heads."""
-    return HEADS if width % HEADS == 0 else 1
-
-
-def stack_dim(modalities: int, width: int) -> int:
-    """Return the width of MulT's pairwise stacks."""
-    return width if modalities <= EVERY_ORDER else min(NARROW, width)
-
-
-def mult(size: Size) -> nn.Module:
-    """Build MulT with one layer a pairwise stack, narrow where there are many."""
-    narrow = stack_dim(len(size.modalities), size.width)
-    return MulT(
-        size.modalities,
-        embed_dim=size.width,
-        num_heads=heads(narrow),
-        num_layers=1,
-        stack_dim=narrow,
-        dropout=size.dropout,
-    )
-
-
-def _early(size: Size) -> nn.Module:
-    options = {"num_heads": heads(size.width), "dropout": size.dropout}
-    return ConcatFusion(size.modalities, embed_dim=size.width, stage="early", **options)
-
-
-def _cross(size: Size) -> nn.Module:
-    options = {"num_heads": heads(size.width), "dropout": size.dropout}
-    return CrossModalAttentionFusion(size.modalities, embed_dim=size.width, **options)
-
-
-def _cross_without(part: str) -> Builder:
-    def build(size: Size) -> nn.Module:
-        options = {"num_heads": heads(size.width), "dropout": size.dropout, "without": part}
-        return CrossModal(size.modalities, embed_dim=size.width, **options)
-
-    return build
-
-
-def _sum(size: Size) -> nn.Module:
-    return WeightedSumFusion(size.modalities, embed_dim=size.width, weights="softmax")
-
-
-def _late(size: Size) -> nn.Module:
-    return ConcatFusion(size.modalities, embed_dim=size.width, dropout=size.dropout)
-
-
-def _pooled(size: Size) -> nn.Module:
-    options = {"stage": "pooled", "dropout": size.dropout}
-    return ConcatFusion(size.modalities, embed_dim=size.width, **options)
-
-
-def _latents(size: Size) -> nn.Module:
-    options = {"num_heads": heads(size.width), "dropout": size.dropout}
-    return LatentTransformer(size.modalities, embed_dim=size.width, **options)
-
-
-def _bottlenecks(size: Size) -> nn.Module:
-    options = {"num_heads": heads(size.width), "dropout": size.dropout}
-    return BottleneckTransformer(size.modalities, embed_dim=size.width, **options)
-
-
-def _gmu(size: Size) -> nn.Module:
-    return GatedMultimodalUnit(size.modalities, embed_dim=size.width)
-
-
-def _scores(how: str) -> Builder:
-    def build(size: Size) -> nn.Module:
-        options = {"dropout": size.dropout, "task": size.task, "how": how}
-        return LateScores(size.modalities, embed_dim=size.width, **options)
-
-    return build
-
-
 BASELINES: dict[str, Builder] = {
-    POOLED: _pooled,
-    CROSS: _cross,
-    "bottleneck Transformer (MBT)": _bottlenecks,
-    "latent Transformer (Perceiver)": _latents,
-    "gated multimodal unit (GMU)": _gmu,
-    "concatenation, early": _early,
-    "scores multiplied": _scores("product"),
-    "scores averaged": _scores("mean"),
-    "concatenation, late": _late,
-    "weighted sum, softmax": _sum,
+    POOLED: fusion(ConcatFusion, "dropout", stage="pooled"),
+    CROSS: fusion(CrossModalAttentionFusion, "num_heads", "dropout"),
+    "bottleneck Transformer (MBT)": fusion(BottleneckTransformer, "num_heads", "dropout"),
+    "latent Transformer (Perceiver)": fusion(LatentTransformer, "num_heads", "dropout"),
+    "gated multimodal unit (GMU)": fusion(GatedMultimodalUnit),
+    "concatenation, early": fusion(ConcatFusion, "num_heads", "dropout", stage="early"),
+    "scores multiplied": fusion(LateScores, "dropout", "task", how="product"),
+    "scores averaged": fusion(LateScores, "dropout", "task", how="mean"),
+    "concatenation, late": fusion(ConcatFusion, "dropout"),
+    "weighted sum, softmax": fusion(WeightedSumFusion, weights="softmax"),
     "MulT": mult,
 }
 FIRST = {"opening": "first"}
@@ -280,7 +153,8 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         found.append(Method(name, "baseline", build, {"baseline": name}))
     for said, rate in OTHER_DROPOUT.items():
         name, training = f"{POOLED}, {said}", Training(modality_dropout=rate)
-        found.append(Method(name, "baseline", _pooled, {"baseline": name}, training))
+        build = BASELINES[POOLED]
+        found.append(Method(name, "baseline", build, {"baseline": name}, training))
     found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
     found += [_ours(name, "grf", options) for name, options in MODES.items()]
     # One thing changed, and not the learning rate or the width too.
@@ -291,7 +165,7 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         found.append(_ours(name, "ablation", {}, training, kinds=kinds, **like))
     for said, part in TAKEN_AWAY.items():
         name, without = f"{CROSS}, {said}", {"without": part}
-        build = _cross_without(part)
+        build = fusion(CrossModal, "num_heads", "dropout", without=part)
         found.append(Method(name, "rival", build, without, tuned_as=CROSS))
     for name in dataset.modalities:
         found.append(_ours(f"alone: {name}", "single", {}, Training(0), only=name, **like))
@@ -313,7 +187,7 @@ def _ours(
 
 def orders(names: Sequence[str], count: int = ORDERS) -> list[tuple[str, ...]]:
     """Return the declared order and others: all of them for 3 modalities, otherwise random ones."""
-    if len(names) <= EVERY_ORDER:
+    if len(names) <= FEW:
         return list(itertools.permutations(names))
     rng, found = random.Random(0), [tuple(names)]  # noqa: S311 (no secret)
     while len(found) <= count:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.data import Task
+from benchmarks.quality.datasets.dataset import Task
 
 MOST_SENTIMENT = 3.0
 # The order of the columns in the tables.

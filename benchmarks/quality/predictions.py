@@ -5,7 +5,7 @@ import base64
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality.data import Task
+from benchmarks.quality.datasets.dataset import Task
 
 
 def pack(task: Task, scores: NDArray, labels: NDArray) -> str:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.quality import metrics
-from benchmarks.quality.catalog import NAMES
-from benchmarks.quality.data import Dataset, Task
+from benchmarks.quality import metrics, steps
+from benchmarks.quality.datasets.dataset import Dataset, Task
+from benchmarks.quality.evaluate import evaluate
 from benchmarks.quality.methods import (
     GRF,
     MANY_PARAMETERS,
@@ -17,9 +17,9 @@ from benchmarks.quality.methods import (
     methods,
     parameters,
 )
-from benchmarks.quality.predictions import pack_labels
+from benchmarks.quality.network import Trained
 from benchmarks.quality.store import Record, Store, dataset_key, digest, method_key
-from benchmarks.quality.train import Trained, evaluate, refit, train
+from benchmarks.quality.train import refit, train
 
 TRIAL_SEED = 0
 # Of how many seeds the trained model is tested in other orders too.
@@ -174,10 +174,8 @@ class Job(NamedTuple):
             return count > MANY_PARAMETERS
         reason = f"{count / 1e6:,.0f} million parameters at width {width}"
         if count <= MOST_PARAMETERS:
-            from benchmarks.quality import cost  # noqa: PLC0415 (needs what a sweep does not)
-
-            ours = methods(self.dataset)[GRF]
-            seconds = cost.steps([self.method, ours], self.dataset, rate, width, self.settings)
+            both = (self.method, methods(self.dataset)[GRF])
+            seconds = steps.seconds(both, self.dataset, rate, width, self.settings.device)
             batches = budget.epochs * budget.steps(len(self.dataset.parts["train"]))
             minutes = seconds[self.method.name] * batches / 60
             if minutes <= MOST_MINUTES:
@@ -217,48 +215,6 @@ def choose(task: Task, trials: Iterable[Record]) -> Record:
         return tuple(statistics.fmean(values) for values in zip(*found, strict=True))
 
     return max((by_settings[trial] for trial in sorted(by_settings)), key=quality)[0]
-
-
-def describe(dataset: Dataset, store: Store) -> None:
-    """Write down what the report has to know of a data set."""
-    key = dataset_key(dataset)
-    if key in store:
-        return
-    absent = 1 - dataset.parts["train"].present.float().mean().item()
-    labels = dataset.parts["test"].labels.cpu().numpy()
-    record: dict[str, Any] = {
-        "key": key,
-        "stage": "dataset",
-        "dataset": dataset.name,
-        "dataset key": key,
-        "title": dataset.title,
-        "task": dataset.task._asdict(),
-        "modalities": dataset.modalities,
-        "samples": {name: len(part) for name, part in dataset.parts.items()},
-        "absent": absent,
-        "budget": dataclasses.asdict(dataset.budget),
-        "missing": dataset.missing,
-        "half": dataset.half,
-        "encoded": dataset.encoded,
-        "turns": dataset.turns is not None,
-        "reference": dataset.reference,
-        "labels": None if dataset.task.kind == "regression" else pack_labels(labels),
-    }
-    store.add(record)
-
-
-def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
-    """Return the newest description of each data set with the records that belong to it."""
-    newest = {r["dataset"]: r for r in store.records.values() if r["stage"] == "dataset"}
-    # In one order, whatever ran first.
-    for about in (newest[name] for name in NAMES if name in newest):
-        own = [r for r in store.records.values() if r["dataset key"] == about["key"]]
-        # A method that was changed keeps its name: only its newest form counts.
-        forms = {r["method"]: r["method key"] for r in own if "method" in r}
-        yield (
-            about,
-            [r for r in own if "method" in r and forms[r["method"]] == r["method key"]],
-        )
 
 
 def jobs_of(dataset: Dataset, settings: Settings, store: Store) -> Mapping[str, Job]:

@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.data import Dataset
+from benchmarks.quality.datasets.catalog import NAMES
+from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import Method
+from benchmarks.quality.predictions import pack_labels
 
 # To be raised where a change of code makes old runs another thing.
 PROTOCOL = 3
@@ -74,3 +77,42 @@ def dataset_key(dataset: Dataset) -> str:
 def method_key(method: Method) -> str:
     """Return the name of all that makes a method."""
     return digest(method.name, method.options, dataclasses.asdict(method.training), method.only)
+
+
+def describe(dataset: Dataset, store: Store) -> None:
+    """Write down what the report has to know of a data set."""
+    key = dataset_key(dataset)
+    if key in store:
+        return
+    absent = 1 - dataset.parts["train"].present.float().mean().item()
+    labels = dataset.parts["test"].labels.cpu().numpy()
+    record: dict[str, Any] = {
+        "key": key,
+        "stage": "dataset",
+        "dataset": dataset.name,
+        "dataset key": key,
+        "title": dataset.title,
+        "task": dataset.task._asdict(),
+        "modalities": dataset.modalities,
+        "samples": {name: len(part) for name, part in dataset.parts.items()},
+        "absent": absent,
+        "budget": dataclasses.asdict(dataset.budget),
+        "missing": dataset.missing,
+        "half": dataset.half,
+        "encoded": dataset.encoded,
+        "turns": dataset.turns is not None,
+        "reference": dataset.reference,
+        "labels": None if dataset.task.kind == "regression" else pack_labels(labels),
+    }
+    store.add(record)
+
+
+def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
+    """Return the newest description of each data set with the records that belong to it."""
+    newest = {r["dataset"]: r for r in store.records.values() if r["stage"] == "dataset"}
+    # In one order, whatever ran first.
+    for about in (newest[name] for name in NAMES if name in newest):
+        own = [r for r in store.records.values() if r["dataset key"] == about["key"]]
+        # A method that was changed keeps its name: only its newest form counts.
+        forms = {r["method"]: r["method key"] for r in own if "method" in r}
+        yield about, [r for r in own if "method" in r and forms[r["method"]] == r["method key"]]

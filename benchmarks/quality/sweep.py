@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.quality.catalog import load, plain
-from benchmarks.quality.data import ENCODED, Dataset
+from benchmarks.quality.datasets.catalog import load, plain
+from benchmarks.quality.datasets.dataset import ENCODED, Dataset
 from benchmarks.quality.methods import CROSS, GRF, POOLED, Method
-from benchmarks.quality.run import Job, Settings, Unit, describe, jobs_of
-from benchmarks.quality.store import Record, Store
+from benchmarks.quality.run import Job, Settings, Unit, jobs_of
+from benchmarks.quality.store import Record, Store, describe
 
 # Whoever everybody asks for comes first on every data set, then the other rivals.
 FIRST = (GRF, POOLED, CROSS)
 GROUPS_IN_ORDER = ("baseline", "reference", "grf", "single", "ablation", "rival", "order")
 SLEEP = 0.02
-# Of a trial run.
-SHORT_EPOCHS, SHORT_TRIALS = 1, 2
+# Of a trial run; samples are of each part.
+SHORT_SAMPLES, SHORT_EPOCHS, SHORT_TRIALS = 48, 1, 2
 
 
 class Source(NamedTuple):
@@ -36,12 +36,10 @@ class Source(NamedTuple):
 
     Attributes:
         folder: The folder of all data.
-        most: Samples of each part, ``None`` for all.
-        short: Whether to train for a moment only.
+        short: Whether to take few samples and to train for a moment only.
     """
 
     folder: Path
-    most: int | None = None
     short: bool = False
 
     def get(self, name: str, device: str) -> Dataset:
@@ -52,7 +50,7 @@ class Source(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _load(source: Source, name: str, device: str) -> Dataset:
-    found = load(name, source.folder, source.most)
+    found = load(name, source.folder, SHORT_SAMPLES if source.short else None)
     if source.short:
         trials = found.budget.trials[:SHORT_TRIALS]
         budget = dataclasses.replace(found.budget, epochs=SHORT_EPOCHS, batch=16, trials=trials)

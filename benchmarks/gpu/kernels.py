@@ -1,0 +1,48 @@
+"""Kernels of a call on a GPU: how many, how long they run, and what attends."""
+
+import re
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common.clock import Call
+from benchmarks.gpu.rows import Profile
+
+# Kernels of attention by what their name holds, the first that fits.
+ATTENTION = {
+    "cudnn.*sdpa|cudnn.*flash|cudnn.*mha": "cuDNN",
+    "flash": "flash",
+    "fmha|mem_eff|attentionkernel": "memory-efficient",
+    "softmax": "softmax of its own",
+}
+
+
+def profiled(call: Call) -> Profile:
+    """Return kernel launches, the milliseconds they run, what attends, and the longest kernels."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    kernels: dict[str, list[float]] = {}
+    for event in profiler.events():
+        on_device = event.device_type == DeviceType.CUDA
+        if on_device and not event.is_user_annotation:
+            kernels.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e3)
+    return summarise(kernels)
+
+
+def summarise(kernels: dict[str, list[float]]) -> Profile:
+    """Sum up the milliseconds of every kernel by name; copies and fills are no launches."""
+    copies = {name for name in kernels if name.startswith(("Memcpy", "Memset"))}
+    attention: set[str] = set()
+    for name in kernels:
+        kinds = (kind for part, kind in ATTENTION.items() if re.search(part, name.lower()))
+        attention.update(list(kinds)[:1])
+    longest = sorted(kernels, key=lambda name: -sum(kernels[name]))[:8]
+    return Profile(
+        launches=sum(len(taken) for name, taken in kernels.items() if name not in copies),
+        copies=sum(len(kernels[name]) for name in copies),
+        busy_milliseconds=sum(map(sum, kernels.values())),
+        attention=sorted(attention),
+        kernels=[[name[:120], len(kernels[name]), sum(kernels[name])] for name in longest],
+    )

@@ -1,0 +1,78 @@
+"""Markdown tables of `benchmarks.gpu`: `python -m benchmarks.gpu.report RUN.json... [PAGE.md]`.
+
+Of several runs a row is the last one that was measured. With a page, the tables replace what is
+between its two markers, and the rows of all runs are saved in the first file.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.common.markdown import insert, table
+from benchmarks.gpu.bars import GIB, bars
+from benchmarks.gpu.rows import Results, Row, merge
+
+MARKS = "<!-- tables of benchmarks.gpu -->", "<!-- end of the tables -->"
+HEAD = (
+    *("model", "mode", "numbers", "ms", "GiB", "TFLOP", "share of the peak"),
+    *("kernels", "attention"),
+)
+
+
+def markdown(results: Results) -> str:
+    """Return the tables of a run."""
+    return "\n".join(_lines(results))
+
+
+def _lines(results: Results) -> Iterator[str]:
+    about, peak = results.environment, results.peak
+    yield (
+        f"{about['device']}, PyTorch {about['torch']}, {about['date']}, sizes: {about['sizes']}; "
+        f"TF32 {about['TF32']}. Dense products reach {peak['bf16'] / 1e12:.0f} TFLOP/s in bf16 and "
+        f"{peak['float32 with TF32'] / 1e12:.0f} in float32 with TF32, a copy "
+        f"{peak['copy bytes'] / 1e12:.1f} TB/s. Command: `{results.command}`."
+    )
+    yield from ("", *table(("bar", "measured", "met"), bars(results)))
+    for workload, figure in dict.fromkeys((row.workload, row.figure) for row in results.rows):
+        rows = [row for row in results.rows if (row.workload, row.figure) == (workload, figure)]
+        yield from (f"**{workload[0].upper()}{workload[1:]}, {figure}**", "")
+        yield from table(HEAD, [_cells(row, results) for row in rows])
+
+
+def _cells(row: Row, results: Results) -> tuple[str, ...]:
+    names = row.model, row.mode, row.precision
+    timing, profile = row.milliseconds, row.profile
+    if timing is None:
+        return *names, _plain(row.skipped or row.error or ""), *("" for _ in HEAD[4:])
+    operations, share = results.operations(row), results.share(row)
+    return (
+        *names,
+        f"{timing.median:.3g} ({timing.low:.3g} to {timing.high:.3g})",
+        "" if row.peak_bytes is None else f"{row.peak_bytes / GIB:.2f}",
+        "" if operations is None else f"{operations / 1e12:.2f}",
+        "" if share is None else f"{100 * share:.0f} %",
+        "" if profile is None else str(profile.launches),
+        "" if profile is None else ", ".join(profile.attention),
+    )
+
+
+def _plain(text: str) -> str:
+    """Return a text that no table cell takes for markup."""
+    return " ".join(text.replace("|", "/").replace("`", "'").split())[:120]
+
+
+def main(argv: list[str]) -> None:
+    """Print the tables of saved runs, or write them into a page."""
+    saved = [Path(name) for name in argv if name.endswith(".json")]
+    pages = [Path(name) for name in argv if name.endswith(".md")]
+    results = merge([Results.read(path) for path in saved])
+    tables = markdown(results)
+    for page in pages:
+        page.write_text(insert(page.read_text("utf-8"), MARKS, tables), "utf-8")
+        results.write(saved[0])
+    if not pages:
+        sys.stdout.write(tables)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

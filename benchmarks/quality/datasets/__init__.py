@@ -1,0 +1,1 @@
+"""The data sets: how each is read, split and standardised, and what all of them are."""

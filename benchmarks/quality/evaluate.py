@@ -1,0 +1,70 @@
+"""Validation and test of a trained model, the same for every method."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.quality import metrics, predictions
+from benchmarks.quality.datasets.dataset import Dataset
+from benchmarks.quality.methods import Method, orders
+from benchmarks.quality.network import Network, Predictor, Trained
+
+# How often the curve of missing modalities draws who is missing; once where there are many samples.
+DRAWS, MANY_SAMPLES = 3, 1000
+
+
+def validate(predictor: Predictor, dataset: Dataset) -> tuple[dict[str, float], float | None]:
+    """Return the metrics on validation and the threshold that it chooses."""
+    part = dataset.parts["validation"]
+    scores, labels = predictor(part, None), part.labels.cpu().numpy()
+    threshold = None
+    if dataset.task.kind == "binary":
+        threshold = metrics.best_threshold(scores.astype(np.float64), labels)
+    return metrics.measure(dataset.task, scores, labels, threshold), threshold
+
+
+def evaluate(
+    trained: Trained, method: Method, dataset: Dataset, *, test_orders: bool = False
+) -> dict[str, Any]:
+    """Return the metrics on test, as modalities go missing and, if asked, in other orders."""
+    part, task = dataset.parts["test"], dataset.task
+    labels = part.labels.cpu().numpy()
+    kept: dict[str, list[str]] = {}
+
+    def measured(present: Tensor | None, gone: int | None = None) -> dict[str, float]:
+        scores = trained.predictor(part, present)
+        if gone in (0, dataset.half):
+            kept.setdefault(str(gone), []).append(predictions.pack(task, scores, labels))
+        return metrics.measure(task, scores, labels, trained.threshold)
+
+    complete = measured(None, 0)
+    result: dict[str, Any] = {"test": complete, "predictions": kept}
+    if method.only is None and method.group != "order":
+        result["missing"] = {"0": complete[task.primary]}
+        draws = DRAWS if len(part) < MANY_SAMPLES else 1
+        for gone in dataset.missing[1:]:
+            found = [
+                measured(keep(part.present.cpu(), gone, draw), gone)[task.primary]
+                for draw in range(draws)
+            ]
+            result["missing"][str(gone)] = float(np.mean(found))
+    if test_orders and isinstance(trained.predictor, Network):
+        network, own = trained.predictor, trained.predictor.order
+        result["orders"] = []
+        for order in orders(list(dataset.modalities)):
+            network.order = order
+            result["orders"].append(measured(None)[task.primary])
+        network.order = own
+    return result
+
+
+def keep(present: Tensor, gone: int, draw: int) -> Tensor:
+    """Let each sample keep at most ``n - gone`` random ones of the modalities that it has.
+
+    The same for every method: the draw is the seed. A sample that has no more than that keeps all.
+    """
+    luck = torch.rand(present.shape, generator=torch.Generator().manual_seed(draw))
+    places = luck.masked_fill(~present, 2.0).argsort(dim=1).argsort(dim=1)
+    return present & (places < present.shape[1] - gone)

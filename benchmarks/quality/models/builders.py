@@ -1,0 +1,95 @@
+"""What makes the fusion of a method, given the modalities and the width."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from benchmarks.quality.datasets.dataset import Task
+from benchmarks.quality.models.model import ConcatUnit
+from benchmarks.quality.models.taken_apart import EveryContext, ScaledUpdate
+from grf_fusion import GatedRecurrentFusion
+from grf_fusion.baselines import MulT
+
+HEADS = 4
+DROPOUT = 0.1
+# More modalities than this have narrow stacks in MulT, and are tried in some orders only.
+FEW = 3
+NARROW = 8
+
+
+class Size(NamedTuple):
+    """What a builder is told."""
+
+    modalities: Mapping[str, int]
+    width: int
+    dropout: float
+    task: Task
+
+
+Builder = Callable[[Size], nn.Module]
+
+
+def grf(**options: object) -> Builder:
+    """Return a builder of ours; options go to `GatedRecurrentFusion`.
+
+    To us goes `unit`, ``"concat"`` or the factor by which updates are scaled, and
+    ``"every context"``.
+    """
+    given = dict(options)
+    unit, every = given.pop("unit", None), given.pop("every context", False)
+    dropout = given.pop("dropout", DROPOUT)
+
+    def build(size: Size) -> nn.Module:
+        factory = None
+        if unit == "concat":
+            factory = lambda: ConcatUnit(size.width, dropout=dropout)  # noqa: E731
+        elif unit is not None:
+            bias = -math.log(len(size.modalities))
+            factory = lambda: ScaledUpdate(size.width, factor=unit, gate_bias=bias)  # noqa: E731
+        fusion = GatedRecurrentFusion(
+            size.modalities,
+            embed_dim=size.width,
+            num_heads=heads(size.width),
+            dropout=dropout,
+            unit=factory,
+            **given,
+        )
+        return EveryContext(fusion) if every else fusion
+
+    return build
+
+
+def heads(width: int) -> int:
+    """Return the number of attention heads."""
+    return HEADS if width % HEADS == 0 else 1
+
+
+def stack_dim(modalities: int, width: int) -> int:
+    """Return the width of MulT's pairwise stacks."""
+    return width if modalities <= FEW else min(NARROW, width)
+
+
+def mult(size: Size) -> nn.Module:
+    """Build MulT with one layer a pairwise stack, narrow where there are many."""
+    narrow = stack_dim(len(size.modalities), size.width)
+    return MulT(
+        size.modalities,
+        embed_dim=size.width,
+        num_heads=heads(narrow),
+        num_layers=1,
+        stack_dim=narrow,
+        dropout=size.dropout,
+    )
+
+
+def fusion(kind: Callable[..., nn.Module], *needs: str, **options: object) -> Builder:
+    """Return a builder of a fusion of this class; `needs` names what it is told of its size."""
+
+    def build(size: Size) -> nn.Module:
+        known = {"num_heads": heads(size.width), "dropout": size.dropout, "task": size.task}
+        told = {name: known[name] for name in needs}
+        return kind(size.modalities, embed_dim=size.width, **told, **options)
+
+    return build

@@ -1,0 +1,232 @@
+"""The evidence page: which fusion for whom, one table, conclusions; all of it from the records.
+
+What it says of a set of runs follows from them by the rules below, so that no sentence can be left
+behind by newer runs.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.common.markdown import insert, table
+from benchmarks.quality.datasets.catalog import plain
+from benchmarks.quality.methods import GRF, POOLED
+from benchmarks.quality.tables.report import interval_of
+from benchmarks.quality.tables.standings import (
+    COMPLETE,
+    HALF,
+    against,
+    best_other,
+    fusions,
+    gone_of,
+    score,
+    shown,
+    standings,
+)
+from benchmarks.quality.tables.summary import Row, Summary
+
+# Between them stands what is generated.
+MARKS = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
+PICTURE = "quality_overview.svg"
+
+
+def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
+    """Return what stands between the marks; `pages` is the folder of the pages by data set."""
+    found = shown(summaries)
+    if not found:
+        return "## Which fusion for whom\n\nNo runs yet.\n"
+    lines = [
+        "## Which fusion for whom",
+        "",
+        *_advice(found),
+        "",
+        f"## {GRF} against the best other fusion",
+        "",
+        f"[![{GRF} minus the best other fusion, by data set](assets/{PICTURE})](assets/{PICTURE})",
+        "",
+        *_table(found, pages),
+        "## What came out",
+        "",
+        *(f"{k}. {text}" for k, text in enumerate(_conclusions(found), 1)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) -> None:
+    """Write the evidence page and one page a data set into the documentation."""
+    page = docs / "evidence.md"
+    page.write_text(insert(page.read_text("utf-8"), MARKS, evidence(summaries)), "utf-8")
+    (docs / "evidence").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (docs / "evidence" / f"{name}.md").write_text(text, "utf-8")
+
+
+def _advice(summaries: Sequence[Summary]) -> Iterator[str]:
+    yield (
+        "Mean ranks are over data sets, among the fusions that ran on all of them. Ahead and "
+        "behind: the 95 % interval of the difference excludes 0."
+    )
+    yield ""
+    for encoded, features in ((False, "Features as they come"), (True, "Behind an encoder")):
+        own = [summary for summary in summaries if summary.about["encoded"] == encoded]
+        for point in (COMPLETE, HALF) if own else ():
+            yield f"- **{features}, {point}**: {_first(own, point)}"
+    yield from _quick(summaries)
+    yield from _classical(summaries)
+
+
+def _first(summaries: Sequence[Summary], point: str) -> str:
+    ranked = standings(summaries, point)
+    best, rest = ranked[0], [standing for standing in ranked if standing.name != ranked[0].name]
+    sets = _sets(len(summaries))
+    if not rest:
+        return f"too little has run to say, on {sets}."
+    text = f"take **{best.name}**, mean rank {best.rank:.1f} of {len(ranked)} on {sets}"
+    if best.name == GRF:
+        second = rest[0]
+        text += f"; next is {second.name} ({second.rank:.1f})"
+        return f"{text}. GRF is {_counted(against(summaries, second.name, [point]), 'it')}."
+    own = next((standing for standing in rest if standing.name == GRF), None)
+    text += f"; {GRF} is at {own.rank:.1f}" if own else ""
+    return f"{text}. GRF is {_counted(against(summaries, best.name, [point]), 'it')}."
+
+
+def _quick(summaries: Sequence[Summary]) -> Iterator[str]:
+    ratios: dict[str, list[float]] = {}
+    for summary in summaries:
+        times = {name: row.step for name, row in fusions(summary).items()}
+        own = times.get(GRF)
+        for name, time in times.items():
+            if own is not None and time is not None and name != GRF:
+                ratios.setdefault(name, []).append(time / own)
+    if not ratios:
+        return
+    means = {name: math.exp(statistics.fmean(map(math.log, of))) for name, of in ratios.items()}
+    ranked = {standing.name: standing.rank for standing in standings(summaries, COMPLETE)}
+    # The fastest half, and of them the one that is best.
+    fast = sorted(means, key=lambda name: means[name])[: max(1, len(means) // 2)]
+    name = min(fast, key=lambda name: ranked.get(name, math.inf))
+    count = against(summaries, name, [COMPLETE])
+    yield (
+        f"- **Little time to train**: {name}, whose training step takes {means[name]:.2g} times "
+        f"GRF's (geometric mean of {_sets(len(ratios[name]))}). With everything there GRF is "
+        f"{_counted(count, 'it')}."
+    )
+
+
+def _classical(summaries: Sequence[Summary]) -> Iterator[str]:
+    ahead, compared = [], 0
+    for summary in summaries:
+        own = summary.in_groups("reference")
+        if own:
+            compared += 1
+            best = max(own, key=lambda row: score(summary, row, COMPLETE))
+            if best.differences["0"].verdict == "behind":
+                ahead.append(f"{summary.name} ({best.name})")
+    if compared:
+        where = f"ahead of {GRF} on {', '.join(ahead)}" if ahead else f"nowhere ahead of {GRF}"
+        yield (
+            f"- **A few statistics of each modality tell the story**: fit a linear model and "
+            f"boosting on them first, which takes seconds. The best of them is {where}, of "
+            f"{_sets(compared)}."
+        )
+
+
+def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
+    header = ["", GRF, "best other fusion", f"{GRF} minus it"]
+    header += [f"{HALF}: {GRF} / best other", f"{GRF} minus it, {HALF}"]
+    lines = []
+    for summary in summaries:
+        name, half = summary.name, summary.half
+        own = fusions(summary)[GRF]
+        other, less = (best_other(summary, point) for point in (COMPLETE, HALF))
+        link = f"[{name}]({pages}/{plain(name)}.md)" if pages else name
+        lines.append(
+            [
+                f"{link}, {summary.task.primary}",
+                _mean(own, "0"),
+                f"{_mean(other, '0')}, {_named(other, own)}",
+                interval_of(other.differences["0"]),
+                " / ".join((_mean(own, half), f"{_mean(less, half)}, {_named(less, own)}"))
+                + f" ({half} of {len(summary.about['modalities'])} missing)",
+                interval_of(less.differences[half]),
+            ]
+        )
+    yield from table(header, lines)
+
+
+def _named(row: Row, own: Row) -> str:
+    """Return a name, and how many seeds of GRF's it has where it lacks some."""
+    lacking = row.seeds < own.seeds
+    return row.name + (f" ({row.seeds} of {own.seeds} seeds)" if lacking else "")
+
+
+def _mean(row: Row, gone: str) -> str:
+    return f"{row.missing[gone].mean:.3f}"
+
+
+def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
+    for encoded, said in ((False, "as they come"), (True, "behind an encoder")):
+        own = [summary for summary in summaries if summary.about["encoded"] == encoded]
+        for point in (COMPLETE, HALF) if own else ():
+            yield _verdicts(own, point, said)
+    count = sum(len(fusions(summary)) - 1 for summary in summaries) * 2
+    pooled = [summary for summary in summaries if POOLED in fusions(summary)]
+    text = ""
+    if pooled:
+        found = [
+            fusions(summary)[POOLED].differences[gone_of(summary, point)].mean
+            for summary in pooled
+            for point in (COMPLETE, HALF)
+        ]
+        sides = _counted(against(pooled, POOLED, (COMPLETE, HALF)), POOLED, "comparisons")
+        text = (
+            f"**Against plain pooling** GRF is {sides}; the mean difference is "
+            f"{statistics.fmean(found):+.3f}. "
+        )
+    yield (
+        f"{text}**Comparisons**: {count} intervals of differences between {GRF} and another fusion "
+        f"are behind this page, with no correction. If nothing differed, about "
+        f"{0.05 * count:.0f} of them would exclude 0 by chance."
+    )
+
+
+def _verdicts(summaries: Sequence[Summary], point: str, features: str) -> str:
+    ahead, behind = [], []
+    for summary in summaries:
+        name = summary.name
+        sides = {
+            other: row.differences[gone_of(summary, point)].verdict
+            for other, row in fusions(summary).items()
+            if other != GRF
+        }
+        if all(side == "ahead" for side in sides.values()):
+            ahead.append(name)
+        losing = [other for other, side in sides.items() if side == "behind"]
+        if losing:
+            behind.append(f"{name} ({' and '.join(losing)})")
+    # Neither ahead of all nor behind one.
+    level = len(summaries) - len(ahead) - len(behind)
+    texts = []
+    if ahead:
+        texts.append(f"ahead of every other fusion on {_listed(ahead)}")
+    if behind:
+        texts.append(f"behind another one on {_listed(behind)}")
+    if level:
+        texts.append(f"level with the best on {_sets(level)}")
+    return f"**Features {features}, {point}**, {_sets(len(summaries))}: GRF is {'; '.join(texts)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)}: {', '.join(names)}"
+
+
+def _sets(count: int) -> str:
+    return f"{count} set" if count == 1 else f"{count} sets"
+
+
+def _counted(count: Mapping[str, int], whom: str, unit: str = "sets") -> str:
+    ahead, level, behind = (count[side] for side in ("ahead", "level", "behind"))
+    sides = f"ahead of {whom} on {ahead}, level on {level}, behind on {behind}"
+    return f"{sides} of {sum(count.values())} {unit}"

@@ -1,0 +1,1 @@
+"""Speed and memory of grf-fusion and its peers, on a CPU."""

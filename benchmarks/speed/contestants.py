@@ -1,0 +1,150 @@
+"""Everybody who takes part, each built for given modalities and dropout, all of one size."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.common.author import mean
+from benchmarks.common.peers import (
+    DIM,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    SIZE,
+    Contestant,
+    Features,
+    Masks,
+    Peer,
+    Perceiver,
+    TorchEncoder,
+    XEncoder,
+    author,
+    called,
+    join,
+    mult,
+    x_transformers,
+)
+from grf_fusion import GatedRecurrentFusion
+from grf_fusion.checkpoints import load_author_checkpoint
+
+OURS_AUTHOR = "ours, author's weights"
+OURS = "ours, pooled"
+OURS_NO_SELF = "ours, pooled, no self-attention"
+OURS_LINEAR = "ours, pooled, linear self-attention"
+AUTHOR = "author's design"
+MULT = "MulT"
+MULT_LITERAL = "MulT, attention as its authors write it"
+Builder = Callable[[Mapping[str, int], float], Contestant]
+
+
+def ours(**options: object) -> Builder:
+    """Our module with these options and weights of its own."""
+
+    def build(modalities: Mapping[str, int], dropout: float) -> Contestant:
+        fusion = GatedRecurrentFusion(
+            modalities,
+            embed_dim=DIM,
+            num_heads=HEADS,
+            num_layers=LAYERS,
+            dim_feedforward=HIDDEN,
+            dropout=dropout,
+            form="paper",
+            **options,
+        )
+        return called(fusion)
+
+    return build
+
+
+def ours_as_author(modalities: Mapping[str, int], dropout: float) -> Contestant:
+    """Our module with the weights of `author`."""
+    weights = author(modalities, dropout).module.state_dict()
+    loaded = load_author_checkpoint(weights, order=list(modalities), num_heads=HEADS)
+    fusion = GatedRecurrentFusion(**(loaded.config() | {"dropout": dropout}))
+    fusion.load_state_dict(loaded.state_dict())
+    return called(fusion)
+
+
+def mult_as_written(modalities: Mapping[str, int], dropout: float) -> Contestant:
+    """The same with products, softmax and dropout one by one, instead of PyTorch's fused kernel."""
+    model = mult(modalities, dropout).module
+
+    def call(features: Features, _: Masks) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return model(features)
+
+    return Contestant(model, call)
+
+
+class TorchCrossAttention(nn.Module):
+    """The first modality reads every other through one `nn.MultiheadAttention` each: one layer."""
+
+    def __init__(self, modalities: int, dropout: float) -> None:
+        super().__init__()
+        one = nn.MultiheadAttention(DIM, HEADS, dropout, batch_first=True)
+        self.readers = nn.ModuleList(copy.deepcopy(one) for _ in range(modalities - 1))
+
+    def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
+        """Return the mean over the first modality's real steps."""
+        x = query = tokens[0]
+        for reader, memory, mask in zip(self.readers, tokens[1:], real[1:], strict=True):
+            pad = None if mask is None else ~mask
+            x = x + reader(query, memory, memory, key_padding_mask=pad, need_weights=False)[0]
+        return mean(x, real[0])
+
+
+class XCrossAttention(nn.Module):
+    """The first modality reads all steps of the others, by x-transformers."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        from x_transformers import CrossAttender  # noqa: PLC0415 (optional)
+
+        self.attender = CrossAttender(**x_transformers(dropout, SIZE))
+
+    def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
+        """Return the mean over the first modality's real steps."""
+        memory, memory_mask = torch.cat(tokens[1:], dim=1), join(real[1:])
+        x = self.attender(tokens[0], context=memory, mask=real[0], context_mask=memory_mask)
+        return mean(x, real[0])
+
+
+def peer(body: Callable[[int, float], nn.Module]) -> Builder:
+    """Make a contestant of what `body` makes for a number of modalities and a dropout."""
+
+    def build(modalities: Mapping[str, int], dropout: float) -> Contestant:
+        module = Peer(modalities, body(len(modalities), dropout))
+        return Contestant(module, module)
+
+    return build
+
+
+BUILDERS: dict[str, Builder] = {
+    OURS_AUTHOR: ours_as_author,
+    OURS: ours(),
+    OURS_NO_SELF: ours(self_attention=False),
+    OURS_LINEAR: ours(self_attention="linear"),
+    AUTHOR: author,
+    MULT: mult,
+    MULT_LITERAL: mult_as_written,
+    "nn.TransformerEncoder, early fusion": peer(lambda _, dropout: TorchEncoder(dropout)),
+    "nn.MultiheadAttention, one layer": peer(TorchCrossAttention),
+    "x-transformers, early fusion": peer(lambda _, dropout: XEncoder(dropout)),
+    "x-transformers, cross-attention": peer(lambda _, dropout: XCrossAttention(dropout)),
+    "Perceiver IO, no dropout": peer(lambda _, __: Perceiver()),
+}
+PACKAGES = {
+    "x-transformers, early fusion": "x_transformers",
+    "x-transformers, cross-attention": "x_transformers",
+    "Perceiver IO, no dropout": "perceiver_pytorch",
+}
+
+
+def missing() -> dict[str, str]:
+    """Return the contestants that cannot take part, with the package that is not installed."""
+    found = importlib.util.find_spec
+    return {name: package for name, package in PACKAGES.items() if found(package) is None}
