@@ -151,7 +151,7 @@ class GatedRecurrentFusion(nn.Module):
             other.
 
     Examples:
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> text, audio = torch.randn(4, 7, 6), torch.randn(4, 11, 5)
         >>> fusion({"text": text, "audio": audio}).shape
         torch.Size([4, 8])
