@@ -395,13 +395,13 @@ class GatedRecurrentFusion(nn.Module):
         present: Tensor | None = None,
         return_gate: bool = False,
     ) -> FusionState | tuple[FusionState, Tensor]:
-        """Let one modality in; `forward` is the fold of this over the order.
+        """Fuse one modality into the state; `forward` calls this for each modality in turn.
 
-        The order of the calls is the order of fusion. A state can be kept and continued more than
-        once: fuse what is slow once, and what is fast at every tick.
+        The order of the calls is the order of fusion. You can continue from the same state many
+        times: fuse slow modalities once, and fast ones at every tick.
 
         Args:
-            state: What is known so far, ``None`` at the start.
+            state: The modalities fused so far, ``None`` at the start.
             name: The modality.
             features: Its features; ``None`` if no sample has it, which needs a state.
             mask: Its real steps, as in `forward`.
