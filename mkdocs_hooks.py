@@ -67,8 +67,12 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, page: Page, **_: object) -> str:
-    """Return a page in which long names of tests may break, and the reference links our names."""
+    """Return a page in which long names of tests may break, and the reference links our names.
+
+    Tables have the focus in turn, so that the keyboard can scroll a wide one.
+    """
     html = TEST.sub(lambda found: found[0].replace("_", "_<wbr>"), html)
+    html = html.replace("<table>", '<table tabindex="0">')
     return CODE.sub(linked, html) if page.file.src_uri.startswith("reference/") else html
 
 

@@ -62,9 +62,7 @@ class Digits(nn.Module):
             {name: nn.Conv1d(width, 64, 5, padding=2) for name, width in WIDTHS.items()}
         )
         self.modality_dropout = ModalityDropout(0.3)
-        self.fusion = GatedRecurrentFusion(
-            dict.fromkeys(WIDTHS, 64), embed_dim=64, num_heads=4, dropout=0.2
-        )
+        self.fusion = GatedRecurrentFusion(dict.fromkeys(WIDTHS, 64), embed_dim=64, dropout=0.2)
         self.head = nn.Linear(64, 10)
 
     def forward(self, batch: Batch, present: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def main() -> None:
         }
         masks = {"text": text_mask, "audio": audio_mask}
         widths = {name: x.shape[2] for name, x in features.items()}
-        fusion = GatedRecurrentFusion(widths, embed_dim=64, num_heads=4).eval()
+        fusion = GatedRecurrentFusion(widths, embed_dim=64).eval()
         for name, x in features.items():
             lengths = masks[name].sum(dim=1).tolist() if name in masks else "all real"
             print(f"{name:6} (batch, time, dim) = {tuple(x.shape)}, real steps: {lengths}")

@@ -110,7 +110,7 @@ class Monitor(nn.Module):
         super().__init__()
         self.sensor_dropout = ModalityDropout(SENSOR_DROPOUT)
         widths = dict.fromkeys(SENSORS, SECONDS // TOKENS)
-        self.fusion = GatedRecurrentFusion(widths, embed_dim=EMBED_DIM, num_heads=4)
+        self.fusion = GatedRecurrentFusion(widths, embed_dim=EMBED_DIM)
         self.heads = nn.ModuleDict(
             {
                 target: nn.Sequential(nn.LayerNorm(EMBED_DIM), nn.Linear(EMBED_DIM, len(classes)))

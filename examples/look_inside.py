@@ -108,8 +108,10 @@ def save(folder: Path, name: str, draw: Callable[[plt.Axes], object]) -> None:
     file.write_text(text.replace("<defs>", f"{STYLE}\n <defs>", 1), "utf-8")
 
 
-def draw_attention(ax: plt.Axes, weights: Tensor) -> None:
-    """Draw the attention of a step; the keys are slices of the load cycle."""
+def draw_attention(ax: plt.Axes, fusion: GatedRecurrentFusion, features: dict[str, Tensor]) -> None:
+    """Draw the attention of the last step; the keys are slices of the load cycle."""
+    maps = diagnostics.attention_maps(fusion, features)
+    weights = maps[list(KINDS)[-1]].context_cross
     viz.plot_attention(weights, ax=ax)
     seconds = SECONDS // SLICES
     starts = [f"{k * seconds} to {(k + 1) * seconds} s" for k in range(SLICES)]
@@ -159,9 +161,6 @@ def report(model: Classifier, features: dict[str, Tensor], labels: Tensor, folde
         "context_path",
         lambda ax: viz.plot_context_path(trace, labels, names=CLASSES, ax=ax),
     )
-    last = list(KINDS)[-1]
-    maps = diagnostics.attention_maps(fusion, features)
-    save(folder, "attention", lambda ax: draw_attention(ax, maps[last].context_cross))
 
 
 def main() -> None:
@@ -188,7 +187,7 @@ def main() -> None:
     for missing in (MISSING, 0.0):
         name = f"trained with ModalityDropout({missing:g})"
         torch.manual_seed(0)
-        fusion = GatedRecurrentFusion(widths, embed_dim=EMBED_DIM, num_heads=4)
+        fusion = GatedRecurrentFusion(widths, embed_dim=EMBED_DIM)
         model = train(Classifier(fusion, missing), seen, labels[training], options.epochs)
         curves[name] = diagnostics.missing_curve(
             fusion,
@@ -211,6 +210,11 @@ def main() -> None:
     metric = "macro accuracy (%)"
     save(options.out, "missing", lambda ax: viz.plot_missing_curve(curves, metric=metric, ax=ax))
     save(options.out, "order", lambda ax: viz.plot_order_sensitivity(orders, metric=metric, ax=ax))
+    # The default form has no attention, so this picture has a model of its own.
+    torch.manual_seed(0)
+    fusion = GatedRecurrentFusion(widths, embed_dim=EMBED_DIM, num_heads=4, form="residual")
+    train(Classifier(fusion, MISSING), seen, labels[training], options.epochs)
+    save(options.out, "attention", lambda ax: draw_attention(ax, fusion, shown))
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -128,7 +128,7 @@ class DigitClassifier(nn.Module):
         self.columns = [list(WIDTHS).index(name) for name in modalities]
         self.modality_dropout = ModalityDropout(0.5)
         self.fusion = GatedRecurrentFusion(
-            {name: WIDTHS[name] for name in modalities}, embed_dim=32, num_heads=4, opening=opening
+            {name: WIDTHS[name] for name in modalities}, embed_dim=32, opening=opening
         )
         self.head = nn.Linear(32, len(NAMES))
 

@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=256, num_heads=8, num_layers=2).eval()
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=256, num_layers=2).eval()
     slow = {name: torch.randn(1, STEPS[name], WIDTHS[name]) for name in SLOW}
     ticks = [
         {name: torch.randn(1, STEPS[name], WIDTHS[name]) for name in FAST}

@@ -143,7 +143,7 @@ class Classifier(nn.Module):
 
     def __init__(self, widths: dict[str, int]) -> None:
         super().__init__()
-        self.fusion = GatedRecurrentFusion(widths, embed_dim=64, num_heads=4, dropout=0.1)
+        self.fusion = GatedRecurrentFusion(widths, embed_dim=64, dropout=0.1)
         self.modality_dropout = ModalityDropout(0.3)
         self.head = nn.Linear(64, len(WORDS))
 
@@ -195,7 +195,7 @@ def fine_tune(model: Classifier, encoders: Encoders, data: Samples) -> float:
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()
 
 
 def main() -> None:

@@ -2386,7 +2386,8 @@ SHOWN: dict[str, tuple[Callable[[], str], str]] = {
             "The gate of 'audio' does not depend on its input: "
             "its standard deviation over samples is 0.003 (limit 0.005). "
             "Try longer training, a larger learning rate or less weight decay for unit.linear, "
-            "a gate_bias nearer to 0, or features of larger scale."
+            "or a gate_bias nearer to 0. With form='residual' or form='paper' also try features of "
+            "larger scale."
         ),
     ),
 }

@@ -110,6 +110,22 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     ) in text
 
 
+def test_a_tie_is_no_advice() -> None:
+    text = evidence.evidence(
+        [
+            summary("a", row(GRF, 0.9, 0.9, minus=(0, 0)), row(CROSS, 0.8, 0.8, minus=(0.1, 0.1))),
+            summary(
+                "b", row(GRF, 0.8, 0.9, minus=(0, 0)), row(CROSS, 0.81, 0.8, minus=(-0.01, 0.1))
+            ),
+        ]
+    )
+    assert (
+        f"everything there**: **{GRF}** and **{CROSS}** tie, mean rank 1.5 of 2 on 2 sets. GRF is "
+        f"ahead of {CROSS} on 1, level on 1, behind on 0 of 2 sets."
+    ) in text
+    assert f"about half missing**: take **{GRF}**, mean rank 1.0 of 2" in text
+
+
 def test_equal_scores_share_a_rank_and_less_error_is_better() -> None:
     rows = row(GRF, 0.5, 0.5, minus=(0, 0), group="grf"), row(CROSS, 0.5, 0.7, minus=(0, 0.2))
     one = summary("mosi", *rows, higher=False)

@@ -258,6 +258,12 @@ def test_the_search_has_a_name(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_keyboard_can_scroll_a_table(site: Path) -> None:
+    text = (site / "how-to" / "missing.html").read_text("utf-8")
+    assert text.count('<table tabindex="0">') == text.count("</table>") > 0
+
+
+@pytest.mark.slow
 def test_formulas_are_mathml(site: Path) -> None:
     text = (site / "mathematics.html").read_text("utf-8")
     assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') >= 5
@@ -281,6 +287,7 @@ def test_the_hooks_of_the_site() -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guarantees.md"))
     broken = mkdocs_hooks.on_page_content(html, page)
     assert broken == "<code>test_<wbr>a_<wbr>b</code> <code>a_b</code>"
+    assert mkdocs_hooks.on_page_content("<table>", page) == '<table tabindex="0">'
 
 
 @pytest.mark.slow

@@ -82,7 +82,14 @@ def _first(summaries: Sequence[Summary], point: str) -> str:
     sets = _sets(len(summaries))
     if not rest:
         return f"too little has run to say, on {sets}."
-    text = f"take **{best.name}**, mean rank {best.rank:.1f} of {len(ranked)} on {sets}"
+    rank = f"mean rank {best.rank:.1f} of {len(ranked)} on {sets}"
+    # Ranks that are printed alike are a tie, and no advice.
+    tied = [standing.name for standing in ranked if f"{standing.rank:.1f}" == f"{best.rank:.1f}"]
+    if len(tied) > 1:
+        rivals = [name for name in tied if name != GRF]
+        counts = (f"GRF is {_counted(against(summaries, name, [point]), name)}." for name in rivals)
+        return f"{' and '.join(f'**{name}**' for name in tied)} tie, {rank}. {' '.join(counts)}"
+    text = f"take **{best.name}**, {rank}"
     if best.name == GRF:
         second = rest[0]
         text += f"; next is {second.name} ({second.rank:.1f})"

@@ -102,31 +102,25 @@ class GatedRecurrentFusion(nn.Module):
     summary form has no attention: on the data sets of the evidence page it is level with
     cross-modal attention or ahead of it.
 
+    The arguments fall into four groups and are listed in this order:
+
+    - Usual: ``modalities``, ``embed_dim``, ``num_layers``, ``dropout``
+    - Architecture: ``form``, ``context``, ``opening``, ``num_heads``, ``dim_feedforward``,
+      ``activation``, ``norm_first``, ``self_attention``
+    - Research: ``symmetric``, ``gate_bias``, ``share_weights``, ``block``, ``unit``
+    - Performance: ``packing``, ``checkpoint``, ``device``, ``dtype``
+
     Args:
         modalities: Name and feature width of each modality, in the order of fusion; a mapping or
             pairs.
         embed_dim: Width ``d`` of the context.
-        num_heads: Attention heads of the block; divides ``embed_dim``. Required with
-            ``form="residual"`` and ``form="paper"``, and so with a ``context`` that is a sequence.
-            ``form="summary"`` has no block and ignores it.
         num_layers: Layers of each stack of the block; with ``form="summary"`` the layers of each
             modality's network after the projection.
+        dropout: Dropout probability in training: on the summary's mean and maximum; with a block
+            after PE is added, in the block, and with ``form="paper"`` on the gated blend.
         form: ``"summary"``, ``"residual"`` or ``"paper"``, the three formulas above. ``None`` for
             ``"summary"`` with ``context="pooled"``, ``"residual"`` otherwise. The form also chooses
             ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` if they are ``None``.
-        dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
-        dropout: Dropout probability in training: on the summary's mean and maximum; with a block
-            after PE is added, in the block, and with ``form="paper"`` on the gated blend.
-        activation: ``"gelu"`` or ``"relu"``, in the block and in the modalities' networks.
-        norm_first: Use pre-norm instead of post-norm in the block; ``None`` for pre-norm in the
-            residual form, post-norm in the paper's.
-        self_attention: Whether the block's layers have self-attention; ``"linear"`` for one whose
-            cost is linear in the length. ``None`` for none in the residual form, and for full
-            self-attention in the paper's.
-        symmetric: Whether the modality attends to the context too.
-        packing: Whether the block skips padded steps, see `SymmetricCrossAttentionBlock`. With
-            ``form="summary"`` the steps of the modalities' networks, on the CPU only.
-        checkpoint: Whether the block recomputes activations in the backward pass to save memory.
         context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
             modality of the order is a sequence for the one step that follows it (the author's
             code). ``"sequence"``: context and result keep the time axis of the first modality.
@@ -134,6 +128,17 @@ class GatedRecurrentFusion(nn.Module):
             ``"learned"``: every sample starts from a learned vector and every modality goes through
             a step; for ``context="pooled"`` only. ``None`` for ``"first"`` in the paper's form and
             where the context is a sequence, ``"learned"`` otherwise.
+        num_heads: Attention heads of the block; divides ``embed_dim``. Required with
+            ``form="residual"`` and ``form="paper"``, and so with a ``context`` that is a sequence.
+            ``form="summary"`` has no block and ignores it.
+        dim_feedforward: Hidden width of the block's feed-forward; ``None`` for ``4 * embed_dim``.
+        activation: ``"gelu"`` or ``"relu"``, in the block and in the modalities' networks.
+        norm_first: Use pre-norm instead of post-norm in the block; ``None`` for pre-norm in the
+            residual form, post-norm in the paper's.
+        self_attention: Whether the block's layers have self-attention; ``"linear"`` for one whose
+            cost is linear in the length. ``None`` for none in the residual form, and for full
+            self-attention in the paper's.
+        symmetric: Whether the modality attends to the context too.
         gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
             paper's form. ``"chrono"`` is ``-log(number of steps)``, so that at the start no
             modality dominates the context (after Tallec & Ollivier 2018).
@@ -144,6 +149,9 @@ class GatedRecurrentFusion(nn.Module):
             `SymmetricCrossAttentionBlock`. ``None`` for that block.
         unit: Zero-argument factory that returns the unit, which is called like `GatedFusionUnit`
             with ``return_gate=True``, on the inputs of the form's formula. ``None`` for that unit.
+        packing: Whether the block skips padded steps, see `SymmetricCrossAttentionBlock`. With
+            ``form="summary"`` the modalities' networks skip them, on the CPU only.
+        checkpoint: Whether the block recomputes activations in the backward pass to save memory.
         device: Device of the parameters.
         dtype: Floating-point type of the parameters.
 
@@ -152,7 +160,7 @@ class GatedRecurrentFusion(nn.Module):
             other.
 
     Examples:
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> text, audio = torch.randn(4, 7, 6), torch.randn(4, 11, 5)
         >>> fusion({"text": text, "audio": audio}).shape
         torch.Size([4, 8])
@@ -195,23 +203,23 @@ class GatedRecurrentFusion(nn.Module):
         modalities: Modalities,
         *,
         embed_dim: int,
-        num_heads: int | None = None,
         num_layers: int = 1,
-        form: Form | None = None,
-        dim_feedforward: int | None = None,
         dropout: float = 0.0,
+        form: Form | None = None,
+        context: Literal["pooled", "first_sequence", "sequence"] = "pooled",
+        opening: Literal["first", "learned"] | None = None,
+        num_heads: int | None = None,
+        dim_feedforward: int | None = None,
         activation: Literal["gelu", "relu"] = "gelu",
         norm_first: bool | None = None,
         self_attention: bool | Literal["linear"] | None = None,
         symmetric: bool = True,
-        packing: bool | Literal["auto"] = "auto",
-        checkpoint: bool = False,
-        context: Literal["pooled", "first_sequence", "sequence"] = "pooled",
-        opening: Literal["first", "learned"] | None = None,
         gate_bias: float | Literal["chrono"] | None = None,
         share_weights: bool = True,
         block: Callable[[], nn.Module] | None = None,
         unit: Callable[[], nn.Module] | None = None,
+        packing: bool | Literal["auto"] = "auto",
+        checkpoint: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -378,13 +386,13 @@ class GatedRecurrentFusion(nn.Module):
         present: Tensor | None = None,
         return_gate: bool = False,
     ) -> FusionState | tuple[FusionState, Tensor]:
-        """Let one modality in; `forward` is the fold of this over the order.
+        """Fuse one modality into the state; `forward` calls this for each modality in turn.
 
-        The order of the calls is the order of fusion. A state can be kept and continued more than
-        once: fuse what is slow once, and what is fast at every tick.
+        The order of the calls is the order of fusion. You can continue from the same state many
+        times: fuse slow modalities once, and fast ones at every tick.
 
         Args:
-            state: What is known so far, ``None`` at the start.
+            state: The modalities fused so far, ``None`` at the start.
             name: The modality.
             features: Its features; ``None`` if no sample has it, which needs a state.
             mask: Its real steps, as in `forward`.

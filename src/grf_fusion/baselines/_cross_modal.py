@@ -56,7 +56,8 @@ class CrossModalAttentionFusion(nn.Module):
         ValueError: If a name, size or probability is invalid.
 
     Examples:
-        >>> fusion = CrossModalAttentionFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> widths = {"text": 6, "audio": 5}
+        >>> fusion = CrossModalAttentionFusion(widths, embed_dim=8, num_heads=2)
         >>> fusion({"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}).shape
         torch.Size([4, 8])
     """

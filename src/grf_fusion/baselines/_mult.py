@@ -32,10 +32,10 @@ FEWEST_MEMORY_LAYERS = 3
 class MulT(nn.Module):
     r"""Pairwise cross-modal Transformers (Tsai et al. 2019), for any number of modalities.
 
-        p_k    = x_k W_k                                               d wide
-        c_kj   = Stack_kj(p_k attends to p_j)                          for every j != k
-        m_k    = Stack_k([c_kj; j != k])                               (n - 1) d wide, over itself
-        f      = [last(m_1); ...; last(m_n)]                           n (n - 1) d wide
+        p_k    = x_k W_k                                           d wide
+        c_kj   = Stack_kj(p_k attends to p_j)                      for every j != k
+        m_k    = Stack_k([c_kj; j != k])                           (n - 1) d wide, over itself
+        f      = [last(m_1); ...; last(m_n)]                       n (n - 1) d wide
         h      = (f + W_b relu(W_a f + a) + b) W_o + o
 
     with ``d`` = ``stack_dim``. The input of a stack is ``sqrt(width) * input + PE``, also for the

@@ -27,7 +27,7 @@ def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
     Examples:
         >>> import tempfile
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_checkpoint(fusion, f"{folder}/fusion.pt")
         ...     load_checkpoint(fusion, f"{folder}/fusion.pt")

@@ -89,7 +89,7 @@ def leave_one_out(
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> head = nn.Linear(8, 3)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> leave_one_out(fusion, features, lambda context: head(context)[:, 0]).values.shape
@@ -156,7 +156,7 @@ def shapley_values(
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> head = nn.Linear(8, 3)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> result = shapley_values(fusion, features, lambda context: head(context)[:, 0])

@@ -57,7 +57,7 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     Examples:
         >>> import torch
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> numbers = gate_statistics(fusion(features, return_trace=True)[1])
         >>> numbers.steps, numbers.samples

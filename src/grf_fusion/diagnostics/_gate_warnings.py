@@ -66,7 +66,7 @@ def gate_warnings(
         >>> import torch
         >>> from grf_fusion import GatedRecurrentFusion
         >>> widths = {"text": 6, "audio": 5}
-        >>> fusion = GatedRecurrentFusion(widths, embed_dim=8, num_heads=2, gate_bias=9.0)
+        >>> fusion = GatedRecurrentFusion(widths, embed_dim=8, gate_bias=9.0)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> found = gate_warnings(fusion(features, return_trace=True)[1])
         >>> [(finding.kind, finding.modality) for finding in found]
@@ -125,6 +125,7 @@ def _constant(name: str, spread: float, limit: float) -> GateWarning:
     message = (
         f"The gate of {name!r} does not depend on its input: its standard deviation over samples "
         f"is {spread:.2g} (limit {limit:.2g}). Try longer training, a larger learning rate or "
-        "less weight decay for unit.linear, a gate_bias nearer to 0, or features of larger scale."
+        "less weight decay for unit.linear, or a gate_bias nearer to 0. With form='residual' or "
+        "form='paper' also try features of larger scale."
     )
     return GateWarning("constant gate", name, spread, limit, message)

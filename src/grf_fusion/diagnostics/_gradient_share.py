@@ -72,7 +72,7 @@ def gradient_share(
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> share = gradient_share(fusion, features, lambda context: context.square().mean())
         >>> share.names, share.norms.shape

@@ -66,7 +66,7 @@ def missing_curve(
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> curve = missing_curve(fusion, features, lambda context: context.square().mean())
         >>> curve.missing, curve.values.shape

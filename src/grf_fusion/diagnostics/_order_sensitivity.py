@@ -81,7 +81,7 @@ def order_sensitivity(
 
     Examples:
         >>> widths = {"text": 6, "audio": 5, "depth": 7}
-        >>> fusion = GatedRecurrentFusion(widths, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion(widths, embed_dim=8)
         >>> features = {name: torch.randn(4, 3, width) for name, width in widths.items()}
         >>> result = order_sensitivity(fusion, features, lambda c: c.square().mean())
         >>> len(result.orders), result.every

@@ -61,7 +61,7 @@ def retention(trace: FusionTrace) -> Retention:
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> kept = retention(fusion(features, return_trace=True)[1])
         >>> torch.allclose(kept.start + kept.shares.sum(dim=1), torch.ones(4))

@@ -119,7 +119,7 @@ def summary(
 
     Examples:
         >>> from grf_fusion import GatedRecurrentFusion
-        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8, num_heads=2)
+        >>> fusion = GatedRecurrentFusion({"text": 6, "audio": 5}, embed_dim=8)
         >>> features = {"text": torch.randn(4, 7, 6), "audio": torch.randn(4, 11, 5)}
         >>> mask = torch.arange(7) < torch.tensor([[7], [2], [3], [1]])
         >>> found = summary(fusion, features, masks={"text": mask})
