@@ -128,9 +128,9 @@ class DigitClassifier(nn.Module):
         self.columns = [list(WIDTHS).index(name) for name in modalities]
         self.modality_dropout = ModalityDropout(0.5)
         self.fusion = GatedRecurrentFusion(
-            {name: WIDTHS[name] for name in modalities}, embed_dim=32, opening=opening
+            {name: WIDTHS[name] for name in modalities}, embed_dim=96, opening=opening
         )
-        self.head = nn.Linear(32, len(NAMES))
+        self.head = nn.Linear(96, len(NAMES))
 
     def forward(self, digits: Digits) -> tuple[Tensor, FusionTrace]:
         """Return ``(batch, modalities, 10)`` logits after each modality, and the trace."""
@@ -272,7 +272,7 @@ def main() -> None:
 
     models = nn.ModuleDict({"fusion": DigitClassifier(list(WIDTHS), opening=options.opening)})
     models.update({name: DigitClassifier([name], opening=options.opening) for name in WIDTHS})
-    epochs = 3 if options.quick else 30
+    epochs = 3 if options.quick else 60
     train(models, images[:split], labels[:split], rng, epochs=epochs)
     report(models, test, rng)
     draw_figure(models["fusion"], test, options.figure)

@@ -29,8 +29,12 @@ from benchmarks.common.peers import (
     x_transformers,
 )
 from grf_fusion import GatedRecurrentFusion
+from grf_fusion.baselines import ConcatFusion
 from grf_fusion.checkpoints import load_author_checkpoint
 
+DEFAULT = "ours, default form"
+DEFAULT_DEEP = "ours, default form, four layers"
+POOLED = "concatenation, pooled"
 OURS_AUTHOR = "ours, author's weights"
 OURS = "ours, pooled"
 OURS_NO_SELF = "ours, pooled, no self-attention"
@@ -58,6 +62,18 @@ def ours(**options: object) -> Builder:
         return called(fusion)
 
     return build
+
+
+def default(**options: object) -> Builder:
+    """Our module as README has it, with a width alone."""
+    return lambda modalities, dropout: called(
+        GatedRecurrentFusion(modalities, embed_dim=DIM, dropout=dropout, **options)
+    )
+
+
+def pooled(modalities: Mapping[str, int], dropout: float) -> Contestant:
+    """Concatenation in its strong form."""
+    return called(ConcatFusion(modalities, embed_dim=DIM, stage="pooled", dropout=dropout))
 
 
 def ours_as_author(modalities: Mapping[str, int], dropout: float) -> Contestant:
@@ -124,6 +140,9 @@ def peer(body: Callable[[int, float], nn.Module]) -> Builder:
 
 
 BUILDERS: dict[str, Builder] = {
+    DEFAULT: default(),
+    DEFAULT_DEEP: default(num_layers=LAYERS),
+    POOLED: pooled,
     OURS_AUTHOR: ours_as_author,
     OURS: ours(),
     OURS_NO_SELF: ours(self_attention=False),

@@ -1,7 +1,7 @@
 """Gated recurrent fusion: modalities enter a context one by one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from grf_fusion._chain.options import (
     Form,
     settle,
 )
-from grf_fusion._chain.parts import make_block, make_summary, make_unit
+from grf_fusion._chain.parts import Where, make_block, make_summary, make_unit
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state
 from grf_fusion._chain.step import (
     Cell,
@@ -49,13 +49,6 @@ NO_STEP = (
     "With share_weights=False and opening='first' the modality declared first has no step of its "
     "own: declare another one first, share the weights, or learn the opening."
 )
-
-
-class Where(TypedDict):
-    """Where parameters are made."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 class GatedRecurrentFusion(nn.Module):

@@ -3,10 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from grf_fusion._chain.options import OWNER, ChainOptions, block_options
 from grf_fusion._checks.options import check_part
@@ -17,30 +18,31 @@ from grf_fusion._layers.summary import ModalitySummary
 Factory = Callable[[], nn.Module] | None
 
 
+class Where(TypedDict):
+    """Where parameters are made."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 def make_block(
     options: ChainOptions,
     factory: Factory,
-    *,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    **where: Unpack[Where],
 ) -> nn.Module | None:
     """Make the block of a step, the user's own where there is a factory."""
     if factory is not None:
         return check_part(OWNER, "block", factory())
     if options.form == "summary":
         return None
-    return SymmetricCrossAttentionBlock(
-        **dataclasses.asdict(block_options(options)), device=device, dtype=dtype
-    )
+    return SymmetricCrossAttentionBlock(**dataclasses.asdict(block_options(options)), **where)
 
 
 def make_unit(
     options: ChainOptions,
     factory: Factory,
     modalities: int,
-    *,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    **where: Unpack[Where],
 ) -> nn.Module:
     """Make the unit of a step in a chain of so many modalities, likewise."""
     if factory is not None:
@@ -55,20 +57,16 @@ def make_unit(
         dropout=options.dropout if paper else 0.0,
         norm=paper,
         gate_bias=bias,
-        device=device,
-        dtype=dtype,
+        **where,
     )
 
 
-def make_summary(
-    options: ChainOptions, *, device: torch.device | str | None, dtype: torch.dtype | None
-) -> ModalitySummary:
+def make_summary(options: ChainOptions, **where: Unpack[Where]) -> ModalitySummary:
     """Make the network of one modality."""
     return ModalitySummary(
         options.embed_dim,
         num_layers=options.num_layers,
         dropout=options.dropout,
         activation=options.activation,
-        device=device,
-        dtype=dtype,
+        **where,
     )
