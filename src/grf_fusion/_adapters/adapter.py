@@ -185,7 +185,7 @@ class FusionAdapter(nn.Module):
         return f"modalities={self.modalities}, embed_dim={self.embed_dim}"
 
     def _enrich(self, state: Tensor, mask: Tensor | None, part: Received) -> Tensor:
-        modality = drop(self.position_dropout, add_positions(part.projected, self.norm.weight))
+        modality = drop(self.position_dropout, add_positions(part.steps, self.norm.weight))
         context = self.norm(state)
         readable = None if part.real is None else unmask_empty(part.real)
         enriched, update = enrich(

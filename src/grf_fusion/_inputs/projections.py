@@ -12,40 +12,27 @@ from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
 
 
-class Filled(NamedTuple):
-    """A modality of a batch, with zeros for whatever is not real.
-
-    Attributes:
-        features: ``(batch, time, d_k)``; an absent modality is one empty step.
-        real: ``(batch, time)`` bool: real steps, ``None`` for all.
-        present: ``(batch,)`` bool: samples that have at least one real step.
-    """
-
-    features: Tensor
-    real: Tensor | None
-    present: Tensor
-
-
 class Received(NamedTuple):
-    """A projected modality of a batch.
+    """A modality of a batch.
 
     Attributes:
-        projected: ``(batch, time, dim)``; an absent modality is one empty step.
+        steps: ``(batch, time, d_k)``, or ``(batch, time, dim)`` once it is projected; an absent
+            modality is one empty step.
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         present: ``(batch,)`` bool: samples that have at least one real step.
     """
 
-    projected: Tensor
+    steps: Tensor
     real: Tensor | None
     present: Tensor
 
     def pool(self) -> Tensor:
-        """Return the mean of the real steps, ``(batch, dim)``, 0 for a sample without any."""
-        return masked_mean(self.projected, self.real)
+        """Return the mean of the real steps, 0 for a sample without any."""
+        return masked_mean(self.steps, self.real)
 
 
-def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> Filled:
-    """Make a modality ready for its projection."""
+def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
+    """Give a modality zeros for whatever is not real, ready for its projection."""
     weight = projection.weight
     features, mask, present = arrival
     here = presence_of(arrival, batch, weight.device)
@@ -60,13 +47,13 @@ def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> Filled:
         column = present.unsqueeze(1).expand(features.shape[:2])
         real = column if mask is None else restrict(mask, column)
     # Filled before it is projected: a NaN that is masked later has already met the weights.
-    return Filled(fill_masked(features, real), real, here)
+    return Received(fill_masked(features, real), real, here)
 
 
 def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
     """Project a modality, with zeros for whatever is not real."""
-    features, real, present = fill(projection, arrival, batch)
-    return Received(projection(features), real, present)
+    received = fill(projection, arrival, batch)
+    return received._replace(steps=projection(received.steps))
 
 
 def positions_like(weight: Tensor, time: int) -> Tensor:

@@ -17,7 +17,6 @@ from grf_fusion._checks.arguments import (
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._inputs.projections import (
     Received,
@@ -29,6 +28,7 @@ from grf_fusion._inputs.projections import (
     weight_of,
 )
 from grf_fusion.baselines._encoder import EncoderLayer
+from grf_fusion.baselines._presence import presence
 
 OWNER = "ConcatFusion"
 
@@ -190,7 +190,7 @@ class ConcatFusion(nn.Module):
             vectors = torch.cat(self._pool(received), dim=-1)
             return clear_empty(cast(nn.Sequential, self.mix)(vectors), parts)
         like = weight_of(self.projections)
-        encoded = [add_positions(part.projected, like) for part in parts]
+        encoded = [add_positions(part.steps, like) for part in parts]
         x, real = join(encoded, [part.real for part in parts])
         steps: Layout = Padded(real)
         if is_plain_call(x) and worth_packing([real], packing="auto", width=self.embed_dim):
@@ -201,16 +201,7 @@ class ConcatFusion(nn.Module):
             x = layer(x, steps)
         return masked_mean(steps.unpack(x), real)
 
-    def presence(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
+    presence = presence
 
     @override
     def extra_repr(self) -> str:
@@ -225,6 +216,6 @@ class ConcatFusion(nn.Module):
             return [part.pool() for part in received.values()]
         vectors: list[Tensor] = []
         for name, part in received.items():
-            encoded = F.gelu(self.encoders[name](F.gelu(part.projected)))
+            encoded = F.gelu(self.encoders[name](F.gelu(part.steps)))
             vectors += [masked_mean(encoded, part.real), masked_max(encoded, part.real)]
         return vectors
