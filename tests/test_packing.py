@@ -13,6 +13,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -463,6 +464,79 @@ def test_packed_summary_equals_padded(
         slopes = gradients(fusion, tuple(outputs.values()), call["features"])
         found.append(outputs | slopes | {f"buffer {n}": b for n, b in fusion.named_buffers()})
     assert_close(found[1], found[0])
+
+
+class Ranged(nn.Module):
+    """A layer of somebody else, which wants samples and time, and has a range over all of them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, steps: Tensor) -> Tensor:
+        _batch, _time, _dim = steps.shape
+        assert steps.detach().abs().amax().isfinite()
+        return self.linear(steps)
+
+
+class TwoArguments(nn.Module):
+    """A summary of somebody else, which knows nothing of packing."""
+
+    def __init__(self, summary: nn.Module) -> None:
+        super().__init__()
+        self.summary = summary
+
+    def forward(self, steps: Tensor, mask: Tensor | None) -> Tensor:
+        return self.summary(steps, mask)
+
+
+@pytest.mark.parametrize("where", ["projections.text", "summaries.text.hidden.0", "summaries.text"])
+def test_layers_of_others_are_given_samples_and_time(where: str) -> None:
+    call = summary_call("absent")
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, packing=False, dtype=torch.float64).eval()
+    expected = fusion(**call)
+    fusion.packing = True
+    part = fusion.get_submodule(where)
+    if isinstance(part, nn.Linear):
+        other: nn.Module = Ranged(part)
+        other.weight, other.in_features = part.weight, part.in_features
+    else:
+        other = TwoArguments(part)
+    fusion.set_submodule(where, other)
+    assert_close({"": fusion(**call)}, {"": expected})
+    del call["features"]["audio"], call["masks"]["audio"]
+    fusion(**call)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_gradient_of_a_maximum_that_is_exactly_zero(hidden: bool) -> None:
+    """Of all steps alike: of a fresh feature that was pruned, or behind a ReLU."""
+    found, call = [], summary_call("padded")
+    for packing in (False, True):
+        torch.manual_seed(1)
+        fusion = GatedRecurrentFusion(
+            WIDTHS, embed_dim=DIM, packing=packing, activation="relu", dtype=torch.float64
+        )
+        with torch.no_grad():
+            for summary in fusion.summaries.values():
+                layer = summary.hidden[0]
+                layer.weight[: DIM // 2] = 0
+                layer.bias[: DIM // 2] = 0 if hidden else 1
+        context = fusion.eval()(**call)
+        found.append(gradients(fusion, (context,), call["features"]))
+    assert_close(found[1], found[0])
+
+
+def test_nothing_is_packed_while_somebody_writes_down_operations() -> None:
+    fusion = GatedRecurrentFusion({"text": 5}, embed_dim=8).eval()
+    x, present = torch.randn(3, 4, 5), torch.tensor([[True], [False], [True]])
+
+    def call(x: Tensor, present: Tensor) -> Tensor:
+        return fusion({"text": x}, present=present)
+
+    graph = make_fx(call)(x, present)
+    other = torch.tensor([[False], [False], [True]])
+    torch.testing.assert_close(graph(x, other), call(x, other))
 
 
 def test_packed_summary_can_be_differentiated_twice() -> None:

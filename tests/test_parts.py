@@ -166,3 +166,93 @@ def test_what_a_subclass_returns_is_checked(part: type[nn.Module]) -> None:
     getattr(module, name).__class__ = Wrong
     with pytest.raises(ValueError, match=rf"expected `{name}\(\)` to return a pair"):
         call(module)
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "dtype", "wrong"),
+    [
+        ("sequence", {"pooled_context": True}, None, "With pooled_context=True the context is one"),
+        ("first_sequence", {"pooled_context": True}, None, "With pooled_context=True the context"),
+        (
+            "sequence",
+            {"pooled_context": True, "symmetric": False},
+            None,
+            "With pooled_context=True",
+        ),
+        ("sequence", {"embed_dim": 2 * DIM}, None, "expected `context` of shape"),
+        ("sequence", {}, torch.float64, "expected `context` of dtype torch.float64"),
+    ],
+)
+def test_a_block_of_the_user_that_does_not_fit_is_refused(
+    context: str, options: dict[str, Any], dtype: torch.dtype | None, wrong: str
+) -> None:
+    own = {"embed_dim": DIM, "num_heads": HEADS} | options
+
+    def block() -> nn.Module:
+        return SymmetricCrossAttentionBlock(**own, dtype=dtype)
+
+    fusion = make("residual", context=context, opening="first", block=block)
+    features = {name: torch.randn(BATCH, 4, WIDTHS[name]) for name in TIMES}
+    with pytest.raises(ValueError, match=wrong):
+        fusion(features)
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "wrong"),
+    [
+        (2 * DIM, None, "expected `state` of shape"),
+        (DIM, torch.float64, "expected `state` of dtype torch.float64"),
+    ],
+)
+@pytest.mark.parametrize("form", ["default", "residual"])
+def test_a_unit_of_the_user_that_does_not_fit_is_refused(
+    form: str, width: int, dtype: torch.dtype | None, wrong: str
+) -> None:
+    fusion = make(form, unit=lambda: GatedFusionUnit(width, dtype=dtype))
+    features = {name: torch.randn(BATCH, 4, WIDTHS[name]) for name in TIMES}
+    with pytest.raises(ValueError, match=wrong):
+        fusion(features)
+
+
+def test_a_part_keeps_the_mode_its_factory_gave_it() -> None:
+    for share in (False, True):
+        fusion = make("residual", share_weights=share, unit=lambda: GatedFusionUnit(DIM).eval())
+        units = [fusion.unit] if share else list(fusion.units.values())
+        assert not any(unit.training for unit in units)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("part", ["block", "unit"])
+def test_a_replaced_forward_is_called_in_a_compiled_graph(part: str) -> None:
+    fusion = build("residual").eval()
+    own = getattr(fusion, part).forward
+
+    def doubled(*given: Any, **more: Any) -> Any:
+        first, second = own(*given, **more)
+        return 2 * first, second
+
+    getattr(fusion, part).forward = doubled
+    features = {n: torch.randn(BATCH, t, WIDTHS[n]).double() for n, t in TIMES.items()}
+    with torch.no_grad():
+        found = torch.compile(fusion, backend="eager", fullgraph=True)(features)
+        assert_close({"": found}, {"": fusion(features)})
+
+
+@pytest.mark.parametrize("form", ["default", "residual", "paper"])
+def test_a_weight_is_read_where_its_layer_is_called(form: str) -> None:
+    """Sharded weights are whole nowhere else (FSDP, ZeRO-3)."""
+    module = build(form).eval()
+    expected = call(module)
+
+    def gather(layer: nn.Linear, _given: Any) -> None:
+        layer.weight.data = layer.whole
+
+    def free(layer: nn.Linear, _given: Any, _result: Any) -> None:
+        layer.weight.data = torch.empty(0, dtype=torch.float64)
+
+    for layer in module.projections.values():
+        layer.whole = layer.weight.data
+        layer.register_forward_pre_hook(gather)
+        layer.register_forward_hook(free)
+        free(layer, None, None)
+    assert_close({"": call(module)}, {"": expected})

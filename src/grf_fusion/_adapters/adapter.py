@@ -176,7 +176,7 @@ class FusionAdapter(nn.Module):
         # Padding is filled before anything reads it, and put back as it was.
         state = fill_masked(hidden, mask)
         for part in received.values():
-            state = self._enrich(state, mask, part)
+            state = self._fuse(state, mask, part)
         return state if mask is None else torch.where(mask.unsqueeze(-1), state, hidden)
 
     @override
@@ -184,7 +184,7 @@ class FusionAdapter(nn.Module):
         """Show modalities and sizes."""
         return f"modalities={self.modalities}, embed_dim={self.embed_dim}"
 
-    def _enrich(self, state: Tensor, mask: Tensor | None, part: Received) -> Tensor:
+    def _fuse(self, state: Tensor, mask: Tensor | None, part: Received) -> Tensor:
         modality = drop(self.position_dropout, add_positions(part.steps, self.norm.weight))
         context = self.norm(state)
         readable = None if part.real is None else unmask_empty(part.real)

@@ -492,14 +492,17 @@ class GatedRecurrentFusion(nn.Module):
         if name in self.modalities:
             raise ValueError(f"{OWNER}: expected `name` to be new, got {name!r}.")
         weight = self._reference()
-        options = ChainOptions(**{name: getattr(self, name) for name in SETTINGS})
+        options = ChainOptions(**{key: getattr(self, key) for key in SETTINGS})
         where: Where = {"device": weight.device, "dtype": weight.dtype}
         projection = nn.Linear(dim, self.embed_dim, **where)
         if self.units is not None:
             self._add_cell(options, name, len(self.modalities) + 1, where)
         if self.summaries is not None:
             self._add_summary(options, name, where)
-        self.projections[name] = projection.train(self.training)
+        self.projections[name] = projection
+        for parts in (self.blocks, self.units, self.scales, self.summaries, self.projections):
+            if parts is not None:
+                parts[name].train(self.training)
         self.modalities[name] = dim
 
     def config(self) -> dict[str, Any]:
@@ -533,13 +536,13 @@ class GatedRecurrentFusion(nn.Module):
         block = make_block(options, self._make_block, **where)
         unit = make_unit(options, self._make_unit, modalities, **where)
         if self.blocks is not None and block is not None:
-            self.blocks[name] = block.train(self.training)
-        cast(nn.ModuleDict, self.units)[name] = unit.train(self.training)
+            self.blocks[name] = block
+        cast(nn.ModuleDict, self.units)[name] = unit
 
     def _add_summary(self, options: ChainOptions, name: str, where: Where) -> None:
         scales, summaries = cast(nn.ModuleDict, self.scales), cast(nn.ModuleDict, self.summaries)
-        scales[name] = FeatureScale(**where).train(self.training)
-        summaries[name] = make_summary(options, **where).train(self.training)
+        scales[name] = FeatureScale(**where)
+        summaries[name] = make_summary(options, **where)
 
     def _reference(self) -> Tensor:
         """A parameter that tells dtype and device."""

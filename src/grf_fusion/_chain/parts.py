@@ -44,7 +44,10 @@ def make_unit(
     modalities: int,
     **where: Unpack[Where],
 ) -> nn.Module:
-    """Make the unit of a step in a chain of so many modalities, likewise."""
+    """Make the unit of a step, the user's own where there is a factory.
+
+    ``modalities`` is how many the chain has.
+    """
     if factory is not None:
         return check_part(OWNER, "unit", factory())
     bias = cast(float, options.gate_bias)

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from grf_fusion._chain.options import OWNER, Mode
 from grf_fusion._chain.state import FusionState
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
-from grf_fusion._checks.tracing import is_plain_call, is_untouched
+from grf_fusion._checks.tracing import is_plain, is_plain_call, is_untouched
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._cpu.layout import worth_packing
 from grf_fusion._cpu.real_steps import find_real_steps
 from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
-from grf_fusion._inputs.projections import add_positions, fill, positions_like, project
+from grf_fusion._inputs.positions import sinusoidal_positions
+from grf_fusion._inputs.projections import add_positions, fill, project
 from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.block import enrich, is_own_block
-from grf_fusion._layers.gate import GatedFusionUnit, blend
+from grf_fusion._layers.gate import blend, is_own_unit
 from grf_fusion._layers.summary import ModalitySummary
 
 # Scaled features have an rms of 0.58 once they are projected by fresh weights, positions of 0.71.
@@ -81,20 +82,35 @@ def receive_summary(
 ) -> Incoming:
     """Scale and project a modality, add PE and summarise it: what enters the chain is one step."""
     features, real, present = fill(projection, arrival, batch)
-    dim, time = len(projection.weight), features.shape[1]
-    positions = positions_like(projection.weight, time)
-    mask = packed = None
-    # Whoever listens to a part is shown samples and time.
-    alone = is_untouched(projection, scale, summary) and is_plain_call(features)
-    if alone and real is not None and worth_packing([real], packing=packing, width=dim):
-        packed = find_real_steps(real)
-        features, real = packed.pack(features), None
-        positions = positions.index_select(0, packed.step)
-    elif arrival.mask is not None:
-        mask = unmask_empty(arrival.mask)
+    time, weight = features.shape[1], projection.weight
+    packed = None
+    # An absent modality keeps its one empty step, and layers of others are given samples and time.
+    if arrival.features is not None and real is not None and _is_ours(projection, scale, summary):
+        width = features.shape[-1]
+        if is_plain_call(features) and worth_packing([real], packing=packing, width=width):
+            packed = find_real_steps(real)
+            features, real = packed.pack(features), None
     projected = projection(scale(features, real))
-    encoded = summary(torch.add(projected, positions, alpha=POSITION_WEIGHT), mask, packed)
+    dim = projected.shape[-1]
+    positions = sinusoidal_positions(time, dim, device=weight.device, dtype=weight.dtype)
+    if packed is not None:
+        positions = positions.index_select(0, packed.step)
+    placed = torch.add(projected, positions, alpha=POSITION_WEIGHT)
+    if packed is None:
+        mask = None if arrival.mask is None else unmask_empty(arrival.mask)
+        encoded = summary(placed, mask)
+    else:
+        encoded = summary(placed, None, packed)
     return Incoming(encoded.unsqueeze(1), encoded.unsqueeze(1), None, None, present)
+
+
+def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummary) -> bool:
+    return (
+        type(summary) is ModalitySummary
+        and type(scale) is FeatureScale
+        and is_plain(projection, *cast("list[nn.Linear]", list(summary.hidden)))
+        and is_untouched(scale, summary)
+    )
 
 
 def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: bool) -> FusionState:
@@ -125,7 +141,7 @@ class Cell(NamedTuple):
     Attributes:
         block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
         unit: Gated fusion unit.
-        dropout: Of the context's positions.
+        dropout: Dropout of the context, after positions are added.
         like: Parameter that tells dtype and device.
         mode: What the context is.
         residual: Whether the gate keeps the context itself.
@@ -181,7 +197,7 @@ def advance(
 
 def _fuse(cell: Cell, state: FusionState, incoming: Incoming) -> StepResult:
     if cell.block is None:
-        fused, gate = _blend(cell.unit, state.context, incoming.encoded.squeeze(1))
+        fused, gate = _call_unit(cell.unit, state.context, incoming.encoded.squeeze(1))
         return StepResult(fused, state.context, gate)
     is_sequence = state.context.ndim == 3
     context = state.context if is_sequence else state.context.unsqueeze(1)
@@ -190,36 +206,36 @@ def _fuse(cell: Cell, state: FusionState, incoming: Incoming) -> StepResult:
     if is_sequence or not cell.residual:
         encoded = drop(cell.dropout, add_positions(context, cell.like))
     mask = state.mask if is_sequence else None
-    enriched, update = _enrich(cell.block, encoded, mask, incoming)
+    enriched, update = _call_block(cell.block, encoded, mask, incoming)
     update = masked_mean(update, incoming.mask)
     if cell.mode == "sequence":
         update = update.unsqueeze(1)
         pair = (context, enriched + update)
         if not cell.residual:
             pair = (enriched, update.expand_as(enriched))
-        fused, gate = _blend(cell.unit, *pair)
+        fused, gate = _call_unit(cell.unit, *pair)
         return StepResult(fill_masked(fused, state.mask), state.context, gate)
     # A sample without a context has no real step, and its result is thrown away.
     pooled = masked_mean(enriched, mask)
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, state.mask) if is_sequence else state.context
-    fused, gate = _blend(
+    fused, gate = _call_unit(
         cell.unit, *((held, pooled + update) if cell.residual else (pooled, update))
     )
     return StepResult(fused, held, gate)
 
 
-def _enrich(
+def _call_block(
     block: nn.Module, context: Tensor, mask: Tensor | None, incoming: Incoming
 ) -> tuple[Tensor, Tensor]:
     modality = incoming.encoded
     masks = {"modality_mask": incoming.real, "padded_mask": incoming.mask}
     value = enrich(block, context, modality, context_mask=mask, **masks)
-    return value if is_own_block(block) else _pair("block()", value, (context, modality))
+    return value if is_own_block(block, context) else _pair("block()", value, (context, modality))
 
 
-def _blend(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-    if type(unit) is GatedFusionUnit and is_untouched(unit):
+def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+    if is_own_unit(unit, state):
         return blend(unit, state, update)
     value = unit(state, update, return_gate=True)
     return _pair("unit()", value, (state, state))

@@ -32,7 +32,15 @@ def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not is_transformed()
         and not torch.jit.is_tracing()
+        and not is_recorded()
     )
+
+
+def is_recorded() -> bool:
+    """Whether `torch.fx.experimental.proxy_tensor.make_fx` writes down what is computed."""
+    mode = cast("Callable[[object], object] | None", getattr(C, "_get_dispatch_mode", None))
+    proxy = getattr(getattr(C, "_TorchDispatchModeKey", None), "PROXY", None)
+    return mode is None or proxy is None or mode(proxy) is not None
 
 
 def is_transformed() -> bool:
@@ -87,7 +95,7 @@ def is_untouched(*modules: nn.Module) -> bool:
                 return False
         if torch.compiler.is_compiling():
             continue
-        # The second is what `module.compile()` sets.
+        # `module.compile()` sets `_compiled_call_impl`.
         if "forward" in vars(module) or getattr(module, "_compiled_call_impl", True):
             return False
     return True

@@ -34,11 +34,13 @@ class RealSteps(NamedTuple):
         return total / self.lengths.clamp(min=1)
 
     def max(self, rows: Tensor) -> Tensor:
-        """Maximum over the real steps, likewise."""
-        # The fused `segment_reduce` is faster, and cannot be differentiated twice.
-        nothing = rows.new_zeros(len(self.lengths), rows.shape[1])
+        """Maximum over the real steps, ``(batch, dim)``; 0 if a sample has none."""
+        # Not 0: the gradient is shared with what the maximum starts from where both are equal. The
+        # fused `segment_reduce` is faster, and cannot be differentiated twice.
+        start = rows.new_full((len(self.lengths), rows.shape[1]), -torch.inf)
         sample = self.sample.unsqueeze(1).expand_as(rows)
-        return nothing.scatter_reduce(0, sample, rows, "amax", include_self=False)
+        largest = start.scatter_reduce(0, sample, rows, "amax")
+        return largest.masked_fill(self.lengths == 0, 0.0)
 
 
 def find_real_steps(mask: Tensor) -> RealSteps:

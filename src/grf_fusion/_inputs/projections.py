@@ -27,7 +27,7 @@ class Received(NamedTuple):
     present: Tensor
 
     def pool(self) -> Tensor:
-        """Return the mean of the real steps, 0 for a sample without any."""
+        """Return the mean of the real steps, ``(batch, dim)``, 0 for a sample without any."""
         return masked_mean(self.steps, self.real)
 
 
@@ -54,11 +54,6 @@ def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
     """Project a modality, with zeros for whatever is not real."""
     received = fill(projection, arrival, batch)
     return received._replace(steps=projection(received.steps))
-
-
-def positions_like(weight: Tensor, time: int) -> Tensor:
-    """Return PE, ``(time, dim)``, for what a projection of this weight returns."""
-    return sinusoidal_positions(time, len(weight), device=weight.device, dtype=weight.dtype)
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:

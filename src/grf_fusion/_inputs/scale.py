@@ -48,7 +48,7 @@ class FeatureScale(nn.Module):
             return self.rms
         wide = torch.promote_types(features.dtype, torch.float32)
         # In two steps: in one, Inductor makes a graph of its own for small batches.
-        mean = features.to(wide).square().mean(dim=-1).mean()
+        mean = features.to(wide).square().mean(dim=tuple(range(1, features.ndim))).mean()
         if real is not None:
             # Padding is 0 and counts in neither.
             mean = mean * real.numel() / real.sum().clamp(min=1)

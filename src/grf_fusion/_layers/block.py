@@ -1,6 +1,6 @@
 """Symmetric cross-attention: context and modality enrich each other."""
 
-from typing import Literal, TypeGuard, overload
+from typing import Literal, TypeGuard, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ class SymmetricCrossAttentionBlock(nn.Module):
         """
         masks = self._check(context, modality, context_mask, modality_mask)
         packed = not need_weights and _packs(self, context, *masks)
-        enriched = _enrich(
+        enriched = _forward(
             self, context, modality, *masks, packed=packed, need_weights=need_weights
         )
         return enriched if need_weights else enriched[:2]
@@ -268,21 +268,31 @@ def enrich(
         The enriched context and modality. What a sample without the modality or without a context
         gets is arbitrary.
     """
-    context_mask = none_if_full(context_mask)
-    packed = isinstance(block, SymmetricCrossAttentionBlock) and _packs(
-        block, context, context_mask, modality_mask
-    )
+    packed = False
+    if isinstance(block, SymmetricCrossAttentionBlock):
+        context_mask = none_if_full(context_mask)
+        packed = _packs(block, context, context_mask, modality_mask)
     if not packed:
         context_mask = None if context_mask is None else unmask_empty(context_mask)
         modality_mask = padded_mask
-    if is_own_block(block):
-        return _enrich(block, context, modality, context_mask, modality_mask, packed=packed)[:2]
+    if is_own_block(block, context):
+        return _forward(block, context, modality, context_mask, modality_mask, packed=packed)[:2]
     return block(context, modality, context_mask=context_mask, modality_mask=modality_mask)
 
 
-def is_own_block(block: nn.Module) -> TypeGuard[SymmetricCrossAttentionBlock]:
-    """Whether calling the block is just our ``forward``: no subclass, no hooks, not wrapped."""
-    return type(block) is SymmetricCrossAttentionBlock and is_untouched(block)
+def is_own_block(block: nn.Module, context: Tensor) -> TypeGuard[SymmetricCrossAttentionBlock]:
+    """Whether calling the block is just our ``forward``, whose checks this context passes.
+
+    Not so for a subclass, with hooks, or if it is wrapped. While tracing it is called as any other:
+    checks cost nothing then.
+    """
+    if torch.compiler.is_compiling() or type(block) is not SymmetricCrossAttentionBlock:
+        return False
+    weight = cast(DecoderLayer, block.context_layers[0]).feedforward_norm.weight
+    fits = context.shape[1] == 1 or not block.pooled_context
+    fits = fits and context.shape[-1] == block.embed_dim
+    same = weight.dtype == context.dtype and weight.device == context.device
+    return fits and same and is_untouched(block)
 
 
 def _packs(
@@ -300,7 +310,7 @@ def _packs(
     return worth_packing(masks, packing=block.packing, width=block.embed_dim)
 
 
-def _enrich(
+def _forward(
     block: SymmetricCrossAttentionBlock,
     context: Tensor,
     modality: Tensor,

@@ -1,6 +1,6 @@
 """The gated fusion unit decides, for each feature, how much an update overwrites."""
 
-from typing import Literal, overload
+from typing import Literal, TypeGuard, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from grf_fusion._checks.arguments import (
     expect_size,
     expect_tensor,
 )
+from grf_fusion._checks.tracing import is_untouched
 
 OWNER = "GatedFusionUnit"
 
@@ -188,3 +189,14 @@ def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor,
     # lerp never leaves the interval between its ends; (1 - z) * s + z * c can, by rounding.
     blended = unit.dropout(torch.lerp(state, candidate.tanh(), gate))
     return blended if unit.norm is None else unit.norm(blended), gate
+
+
+def is_own_unit(unit: nn.Module, state: Tensor) -> TypeGuard[GatedFusionUnit]:
+    """Whether calling the unit is just our ``forward``, whose checks this state passes."""
+    if torch.compiler.is_compiling() or type(unit) is not GatedFusionUnit:
+        return False
+    weight = cast(object, unit.linear.weight)
+    if not isinstance(weight, Tensor) or state.shape[-1] != unit.embed_dim:
+        return False
+    same = weight.dtype == state.dtype and weight.device == state.device
+    return same and is_untouched(unit)

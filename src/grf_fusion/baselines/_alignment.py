@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_number, expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
-from grf_fusion._inputs.projections import Received, make_projections, receive_all
-from grf_fusion.baselines._presence import presence
+from grf_fusion._inputs.projections import Received, make_projections, receive_all, weight_of
 
 OWNER = "ContrastiveAlignment"
 # CLIP clips at the same value; a sigmoid never stops learning there.
@@ -153,7 +153,16 @@ class ContrastiveAlignment(nn.Module):
         received = self._receive(features, masks, present)
         return {name: _normalise(part) for name, part in received.items()}
 
-    presence = presence
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
+        like = weight_of(self.projections)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

@@ -17,6 +17,7 @@ from grf_fusion._checks.arguments import (
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
+from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._inputs.projections import (
     Received,
@@ -28,7 +29,6 @@ from grf_fusion._inputs.projections import (
     weight_of,
 )
 from grf_fusion.baselines._encoder import EncoderLayer
-from grf_fusion.baselines._presence import presence
 
 OWNER = "ConcatFusion"
 
@@ -201,7 +201,16 @@ class ConcatFusion(nn.Module):
             x = layer(x, steps)
         return masked_mean(steps.unpack(x), real)
 
-    presence = presence
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
+        like = weight_of(self.projections)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

@@ -11,6 +11,7 @@ from grf_fusion._checks.arguments import expect_heads, expect_probability, expec
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, real_first, worth_packing
+from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import (
     add_positions,
@@ -21,7 +22,6 @@ from grf_fusion._inputs.projections import (
     weight_of,
 )
 from grf_fusion._layers.attention import Attention
-from grf_fusion.baselines._presence import presence
 
 OWNER = "CrossModalAttentionFusion"
 # Steps ``(batch, time, dim)`` and which of them a modality may read.
@@ -149,7 +149,16 @@ class CrossModalAttentionFusion(nn.Module):
         ]
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
 
-    presence = presence
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
+        like = weight_of(self.projections)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

@@ -15,7 +15,7 @@ from grf_fusion._checks.arguments import (
     expect_size,
 )
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import Arrival, check_call
+from grf_fusion._inputs.call import Arrival, check_call, presence_matrix
 from grf_fusion._inputs.projections import (
     Received,
     clear_empty,
@@ -24,7 +24,6 @@ from grf_fusion._inputs.projections import (
     weight_of,
 )
 from grf_fusion.baselines._mult_stack import MulTStack, extent
-from grf_fusion.baselines._presence import presence
 
 OWNER = "MulT"
 FEWEST_MEMORY_LAYERS = 3
@@ -223,7 +222,16 @@ class MulT(nn.Module):
         result = clear_empty(mixed, received.values())
         return (result, fused) if return_fused else result
 
-    presence = presence
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
+        like = weight_of(self.projections)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

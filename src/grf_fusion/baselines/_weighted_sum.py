@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_choice, expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
 from grf_fusion._inputs.projections import make_projections, receive_all, weight_of
-from grf_fusion.baselines._presence import presence
 
 OWNER = "WeightedSumFusion"
 
@@ -143,7 +143,16 @@ class WeightedSumFusion(nn.Module):
         fused = (weights.unsqueeze(-1) * vectors).sum(dim=1)
         return (fused, weights) if return_weights else fused
 
-    presence = presence
+    def presence(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
+        like = weight_of(self.projections)
+        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:
