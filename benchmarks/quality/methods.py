@@ -51,7 +51,7 @@ class Training:
         test_orders: Whether the trained model is tested in all `orders`.
     """
 
-    modality_dropout: float = 0.1
+    modality_dropout: float = 0.5
     modulation: float = 0.0
     order: str | int = "declared"
     intermediate: float = 0.0
@@ -126,9 +126,11 @@ TAKEN_AWAY = {
     "means ask": "tokens",
     "a mean for the concatenation": "slots",
 }
-OTHER_DROPOUT = {"no modality dropout": 0.0, "modality dropout .3": 0.3}
+# What is trained with few gaps too, and chooses the settings of what is trained with many. Models
+# of one modality each have no gaps: a modality that is dropped costs them a sample.
+FEW_GAPS, SMALL_SHARE = "modality dropout .1", 0.1
+OF_SINGLE_MODELS = ("scores multiplied", "scores averaged")
 TRAININGS: dict[str, Training] = {
-    **{f"GRF, {said}": Training(modality_dropout=rate) for said, rate in OTHER_DROPOUT.items()},
     "GRF, gradient modulation": Training(modulation=0.5),
     "GRF, order drawn at random": Training(order="random", test_orders=True),
     "GRF, loss after each modality": Training(intermediate=0.5),
@@ -150,13 +152,10 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         if not dataset.encoded
     ]
     for name, build in BASELINES.items():
-        found.append(Method(name, "baseline", build, {"baseline": name}))
-    for said, rate in OTHER_DROPOUT.items():
-        name, training = f"{POOLED}, {said}", Training(modality_dropout=rate)
-        build = BASELINES[POOLED]
-        found.append(Method(name, "baseline", build, {"baseline": name}, training))
-    found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
-    found += [_ours(name, "grf", options) for name, options in MODES.items()]
+        found += _with_few_gaps(Method(name, "baseline", build, {"baseline": name}))
+    found += _with_few_gaps(_ours(GRF, "grf", {}, Training(test_orders=True)))
+    for name, options in MODES.items():
+        found += _with_few_gaps(_ours(name, "grf", options))
     # One thing changed, and not the learning rate or the width too.
     like = {"tuned_as": GRF}
     found += [_ours(name, "ablation", options, **like) for name, options in ABLATIONS.items()]
@@ -173,6 +172,14 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         name = f"GRF, order {k}"
         found.append(_ours(name, "order", {}, Training(order=k), tuned_as=GRF, seeds=1))
     return {m.name: m for m in found if dataset.task.kind in m.kinds}
+
+
+def _with_few_gaps(method: Method) -> list[Method]:
+    training = dataclasses.replace(method.training, modality_dropout=SMALL_SHARE)
+    few = dataclasses.replace(method, name=f"{method.name}, {FEW_GAPS}", training=training)
+    if method.name in OF_SINGLE_MODELS:
+        return [dataclasses.replace(few, name=method.name)]
+    return [dataclasses.replace(method, tuned_as=few.name), few]
 
 
 def _ours(

@@ -83,7 +83,7 @@ class Job(NamedTuple):
             "method": method.name,
             "method key": method_key(method),
             "group": method.group,
-            "tuned as": method.tuned_as,
+            "tuned as": method.tuned_as and self.owner().method.name,
         }
         key = digest(known["dataset key"], known["method key"], stage, differs)
         return {"key": key} | known | differs
@@ -97,7 +97,7 @@ class Job(NamedTuple):
         """Return the job whose trials decide."""
         if self.method.tuned_as is None:
             return self
-        return self._replace(method=methods(self.dataset)[self.method.tuned_as])
+        return self._replace(method=methods(self.dataset)[self.method.tuned_as]).owner()
 
     def trials(self) -> list[Unit]:
         """Return the trainings that choose settings: one each, or one for each validation part."""
