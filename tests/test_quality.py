@@ -1115,8 +1115,10 @@ def test_a_trial_run_on_all_real_data(tmp_path, data_dir):
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert [result["about"]["dataset"] for result in results] == names
     for result in results:
-        assert {row["name"] for row in result["rows"]} == quick
-        assert all(row["seeds"] == 2 for row in result["rows"])
+        # Where trials are tested at once, they have a row too.
+        found = [row for row in result["rows"] if FEW_GAPS not in row["name"]]
+        assert {row["name"] for row in found} == quick
+        assert all(row["seeds"] == 2 for row in found)
 
 
 @pytest.mark.parametrize("most", [7, 8])
