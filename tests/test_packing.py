@@ -508,20 +508,18 @@ def test_layers_of_others_are_given_samples_and_time(where: str) -> None:
     fusion(**call)
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_gradient_of_a_maximum_that_is_exactly_zero(hidden: bool) -> None:
-    """Of all steps alike: of a fresh feature that was pruned, or behind a ReLU."""
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_gradient_of_a_maximum_that_all_steps_share(bias: float) -> None:
+    """Of pruned features; where they are 0, nothing else may share the gradient."""
     found, call = [], summary_call("padded")
     for packing in (False, True):
         torch.manual_seed(1)
-        fusion = GatedRecurrentFusion(
-            WIDTHS, embed_dim=DIM, packing=packing, activation="relu", dtype=torch.float64
-        )
+        fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, packing=packing, dtype=torch.float64)
         with torch.no_grad():
             for summary in fusion.summaries.values():
                 layer = summary.hidden[0]
                 layer.weight[: DIM // 2] = 0
-                layer.bias[: DIM // 2] = 0 if hidden else 1
+                layer.bias[: DIM // 2] = bias
         context = fusion.eval()(**call)
         found.append(gradients(fusion, (context,), call["features"]))
     assert_close(found[1], found[0])
@@ -575,4 +573,7 @@ def test_a_summary_is_packed_where_it_pays_and_nobody_listens(
         assert rows == []
         make()({"text": x}, masks={"text": padded})
         make(packing=True)({"text": x}, masks={"text": nearly})
-        assert rows == [32, 57]
+        # Of an absent modality there is nothing to pack.
+        both = GatedRecurrentFusion({"text": 5, "audio": 3}, embed_dim=8)
+        both({"text": x}, masks={"text": padded})
+        assert rows == [32, 57, 32]

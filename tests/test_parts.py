@@ -17,7 +17,7 @@ WITH_A_BLOCK = ["residual", "paper", "first sequence", "sequence", "paper, seque
 
 
 # Of Python functions of ours, for three modalities without masks.
-MOST_CALLS = {"default": 125, "residual": 300, "paper": 300, "first sequence": 300, "adapter": 400}
+MOST_CALLS = {"default": 115, "residual": 300, "paper": 300, "first sequence": 300, "adapter": 400}
 
 
 def replace_forward(part: nn.Module, note: Callable[..., Any]) -> nn.Module:
@@ -132,7 +132,7 @@ def test_a_part_that_somebody_listens_to_is_called(form: str, packing: Any, how:
 
 @pytest.mark.parametrize("form", MOST_CALLS)
 def test_a_step_is_decided_once(form: str) -> None:
-    """What Python functions of ours are called how often for three modalities without masks."""
+    """No question is asked twice and nothing of our own is checked: few Python calls."""
     module = build(form)
     features = {n: torch.randn(BATCH, t, WIDTHS[n]).double() for n, t in TIMES.items()}
     given = (features,)

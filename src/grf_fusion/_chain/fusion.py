@@ -92,8 +92,8 @@ class GatedRecurrentFusion(nn.Module):
     ``share_weights=False`` and the options of the block are additions. The other two forms keep the
     context itself where the paper keeps the output of the block. In the paper's form every step
     rewrites the memory, whatever the gate does, and early modalities fade along a long chain. The
-    summary form has no attention: on the data sets of the evidence page it is level with
-    cross-modal attention or ahead of it.
+    summary form has no attention: on the four data sets of the evidence page on which cross-modal
+    attention ran, it is level with it or ahead of it.
 
     The arguments fall into four groups and are listed in this order:
 

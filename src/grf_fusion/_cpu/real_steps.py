@@ -1,6 +1,7 @@
 """The real steps of a batch as rows, for a network per step whose results are pooled.
 
-On workload A of the benchmarks a training step of the default form takes half the time with it.
+With it a training step of the default form on workload A of the benchmarks, where 40 % of the steps
+are padding, takes less than two thirds of the time.
 """
 
 from typing import NamedTuple
