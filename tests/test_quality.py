@@ -25,14 +25,11 @@ from benchmarks.quality.datasets import catalog, digits, icu, mosi, omics, senso
 from benchmarks.quality.datasets.dataset import Batch, Budget, Part, Task, curve, drop_steps
 from benchmarks.quality.datasets.prepare import standardise, stratified, summaries_of
 from benchmarks.quality.datasets.synthetic import synthetic
-from benchmarks.quality.evaluate import evaluate, keep
+from benchmarks.quality.evaluate import VALIDATION_DRAW, evaluate, keep, validate
 from benchmarks.quality.methods import (
     ABLATIONS,
-    CROSS,
-    FEW_GAPS,
     GRF,
     MODES,
-    TAKEN_AWAY,
     Method,
     Training,
     methods,
@@ -40,15 +37,15 @@ from benchmarks.quality.methods import (
     parameters,
 )
 from benchmarks.quality.models.builders import Size, grf
-from benchmarks.quality.models.taken_apart import CrossModal, EveryContext, ScaledUpdate
+from benchmarks.quality.models.taken_apart import multiply, take_away
 from benchmarks.quality.network import Network, build
 from benchmarks.quality.store import Store, describe, method_key
 from benchmarks.quality.tables import evidence
 from benchmarks.quality.tables import report as tables
 from benchmarks.quality.tables.summary import summarise
 from benchmarks.quality.train import Learner, refit, train
-from grf_fusion import GatedFusionUnit, GatedRecurrentFusion
-from grf_fusion.baselines import CrossModalAttentionFusion, MulT
+from grf_fusion import GatedRecurrentFusion
+from grf_fusion.baselines import MulT
 
 PARTS = ("train", "validation", "test")
 TASK = Task("classes", 3, "accuracy")
@@ -631,7 +628,6 @@ def test_methods_are_told_apart_and_have_equal_trials():
     # One thing changed, in which order, or read alone: these take the settings of ours.
     ours = {m.group for m in known.values() if m.tuned_as == GRF}
     assert ours == {"order", "ablation", "single"}
-    assert {m.group for m in known.values() if m.tuned_as == CROSS} == {"rival"}
     assert {m.group for m in known.values() if m.tuned_as is None} == {
         *("reference", "baseline", "grf"),
     }
@@ -663,99 +659,97 @@ def three_modalities(gone: str | None = None):
     return {"features": features, "masks": masks, "present": present}
 
 
-def cross_modal(without=None) -> CrossModal:
+def default_form(without: str | None = None) -> GatedRecurrentFusion:
+    """Build the default form in float64 with scales that are known, a part taken away."""
     torch.manual_seed(1)
-    return CrossModal(WIDTHS, embed_dim=8, num_heads=2, without=without).double()
-
-
-@pytest.mark.parametrize("gone", [None, *WIDTHS])
-def test_cross_modal_attention_in_parts_is_the_librarys(gone):
-    library = CrossModalAttentionFusion(WIDTHS, embed_dim=8, num_heads=2, dtype=torch.float64)
-    ours, weights = cross_modal(), library.state_dict()
-    for name in WIDTHS:
-        own, theirs = ours.attentions[name], library.attentions[name]
-        parts = theirs.q_proj, theirs.k_proj, theirs.v_proj
-        zero = torch.zeros(8)
-        biases = [zero if part.bias is None else part.bias for part in parts]
-        with torch.no_grad():
-            own.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
-            own.in_proj_bias.copy_(torch.cat(biases))
-        own.out_proj.load_state_dict(theirs.out_proj.state_dict())
-    rest = {key: value for key, value in weights.items() if not key.startswith("attentions.")}
-    _, unexpected = ours.load_state_dict(rest, strict=False)
-    assert not unexpected
-    call = three_modalities(gone)
-    # The positions of this one are float32.
-    torch.testing.assert_close(ours(**call), library(**call), rtol=0, atol=1e-6)
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=8, dropout=0.5, dtype=torch.float64)
+    for scale in fusion.scales.values():
+        scale.rms.fill_(2.0)
+    if without is not None:
+        take_away(fusion, without)
+    return fusion.eval()
 
 
 def test_what_is_taken_away_is_gone():
     call = three_modalities()
-    complete = cross_modal()
-    shared = cross_modal("own weights").state_dict()
-    spread = {k.replace(".all.", f".{n}."): v for k, v in shared.items() for n in WIDTHS}
-    assert len(shared) < len(spread)
-    complete.load_state_dict(spread)
-    found = complete(**call)
-    torch.testing.assert_close(cross_modal("own weights")(**call), found, rtol=0, atol=1e-12)
-    assert cross_modal("slots").mix.in_features == 8
-    means = cross_modal("tokens")
-    means.load_state_dict(complete.state_dict())
-    asked: list[torch.Tensor] = []
-    for name in WIDTHS:
-        for module in (complete, means):
-            module.attentions[name].register_forward_pre_hook(lambda _, x: asked.append(x[0]))
-    assert not torch.allclose(means(**call), complete(**call))
-    for k, name in enumerate(WIDTHS):
-        here, mask = call["present"][:, k], call["masks"][name][..., None]
-        mean = (asked[3 + k] * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
-        torch.testing.assert_close(asked[k][here], mean[here], rtol=0, atol=1e-12)
-    # Who asks by a mean of one step asks as that step does.
-    single = {n: x[:, :1] for n, x in call["features"].items()}
-    call |= {"features": single, "masks": {n: m[:, :1] for n, m in call["masks"].items()}}
-    torch.testing.assert_close(means(**call), complete(**call), rtol=0, atol=1e-12)
-    slots = cross_modal("slots")
-    slots.mix.weight.data.copy_(torch.eye(8))
-    slots.mix.bias.data.zero_()
-    complete.load_state_dict(slots.state_dict() | {"mix.weight": torch.eye(8).repeat(1, 3)})
-    torch.testing.assert_close(3 * slots(**call), complete(**call), rtol=0, atol=1e-12)
+    whole = default_form()
+    # A weight of 0 on a half of the columns takes that half away.
+    for part, half in (("mean", slice(8)), ("maximum", slice(8, 16))):
+        for summary in whole.summaries.values():
+            summary.output.weight.data[:, half] = 0.0
+        assert torch.equal(default_form(part)(**call), whole(**call))
+        whole = default_form()
+        assert not torch.allclose(default_form(part)(**call), whole(**call))
+    twice = {name: 2 * x for name, x in call["features"].items()}
+    unscaled = default_form("scale")
+    torch.testing.assert_close(unscaled(**call), whole(**call | {"features": twice}))
+    assert not torch.allclose(unscaled(**call), whole(**call))
+    plain = default_form("norm")
+    for name, summary in plain.summaries.items():
+        norm = whole.summaries[name].norm
+        summary.output.register_forward_hook(lambda _, __, out, norm=norm: norm(out))
+    assert torch.equal(plain(**call), whole(**call))
+    # Dropout stays in front of what is left.
+    plain, half = default_form(), default_form("maximum")
+    for name, summary in half.summaries.items():
+        summary.output.weight.data[:, 8:] = 0.0
+        plain.summaries[name].output.weight.data[:, 8:] = 0.0
+    found = []
+    for fusion in (plain.train(), half.train()):
+        torch.manual_seed(2)
+        found.append(fusion(**call))
+    assert torch.equal(*found)
 
 
-def test_all_contexts_are_read():
-    torch.manual_seed(0)
-    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=8, num_heads=2, dtype=torch.float64)
-    every, call = EveryContext(fusion).double(), three_modalities()
-    _, trace = fusion(
-        call["features"], masks=call["masks"], present=call["present"], return_trace=True
-    )
-    last = trace.contexts[:, -1]
-    with torch.no_grad():
-        every.mix.weight.copy_(torch.eye(8).repeat(1, 3))
-        every.mix.bias.zero_()
-    torch.testing.assert_close(every(**call), trace.contexts.sum(dim=1), rtol=0, atol=1e-12)
-    assert not torch.allclose(every(**call), last)
-
-
-def test_an_update_is_scaled():
-    torch.manual_seed(0)
-    scaled = ScaledUpdate(8, factor=0.3, gate_bias=-1.5)
-    plain = GatedFusionUnit(8, norm=False, gate_bias=-1.5)
-    plain.load_state_dict(scaled.state_dict())
-    state, update = torch.randn(2, 5, 8)
-    assert torch.equal(scaled(state, update), plain(state, 0.3 * update))
-    _, gate = scaled(state, update, return_gate=True)
-    assert torch.equal(gate, plain(state, 0.3 * update, return_gate=True)[1])
+@pytest.mark.parametrize("gone", [None, "a"])
+def test_the_first_modality_comes_in_other_units(gone):
+    call, whole, other = three_modalities(gone), default_form(), default_form()
+    features, rest = call.pop("features"), call
+    multiply(other, 100.0)
+    scaled = {name: 100.0 * x if name == "a" else x for name, x in features.items()}
+    assert torch.equal(other(features, **rest), whole(scaled, **rest))
+    # What is left out stays left out.
+    assert torch.equal(other(features, **rest), whole(features, **rest)) == (gone == "a")
 
 
 def test_what_is_taken_apart_is_built_as_named():
-    size = Size(WIDTHS, 8, 0.1, TASK)
-    known = methods(synthetic())
-    for said, part in TAKEN_AWAY.items():
-        assert known[f"{CROSS}, {said}"].build(size).without == part
-    assert isinstance(known["GRF, all contexts read"].build(size), EveryContext)
-    unit = known["GRF, updates halved"].build(size).unit
-    assert unit.factor == 0.5
-    assert unit.gate_bias == GatedRecurrentFusion(WIDTHS, embed_dim=8, num_heads=2).unit.gate_bias
+    size, known = Size(WIDTHS, 8, 0.1, TASK), methods(synthetic())
+    for name, options in ABLATIONS.items():
+        changed = str(known[name].build(size))
+        # Other units are no part of the model.
+        assert (changed != str(known[GRF].build(size))) == (options.keys() != {"times"}), name
+    for name in ("scores multiplied", "scores averaged"):
+        assert known[name].training.modality_dropout == 0.0
+    others = [
+        m for m in known.values() if "scores" not in m.name and m.group in ("baseline", "grf")
+    ]
+    assert {method.training.modality_dropout for method in others} == {0.5}
+
+
+def test_validation_asks_for_gaps_too():
+    dataset = synthetic("binary")
+    part, asked = dataset.parts["validation"], []
+
+    def predictor(_part, present):
+        asked.append(present)
+        of_first = part.features["a"].sum(dim=(1, 2))
+        return (of_first if present is None else of_first * present[:, 0]).numpy()
+
+    known = methods(dataset)
+    found, threshold = validate(predictor, known[GRF], dataset)
+    assert asked[0] is None
+    assert torch.equal(asked[1], keep(part.present, dataset.half, VALIDATION_DRAW))
+    labels = part.labels.numpy()
+    both = [
+        ours.measure(dataset.task, predictor(part, present), labels, threshold)
+        for present in (None, asked[1])
+    ]
+    assert threshold == ours.best_threshold(predictor(part, None).astype(float), labels)
+    assert found == {name: (both[0][name] + both[1][name]) / 2 for name in both[0]}
+    # One modality alone has none that could be missing.
+    asked.clear()
+    assert validate(predictor, known["alone: a"], dataset) == (both[0], threshold)
+    assert asked == [None]
 
 
 def test_orders_are_permutations_the_declared_first():
@@ -809,9 +803,7 @@ def test_the_best_epoch_counts_and_patience_ends():
     best = found.history.index(max(found.history))
     assert len(found.history) <= 12
     assert len(found.history) >= min(12, best + 1)
-    scores = found.predictor(dataset.parts["validation"], None)
-    labels = dataset.parts["validation"].labels.numpy()
-    assert ours.measure(dataset.task, scores, labels) == found.validation
+    assert validate(found.predictor, method, dataset) == (found.validation, found.threshold)
 
 
 def test_parts_are_joined_one_behind_the_other():
@@ -871,7 +863,7 @@ def test_what_is_reported_is_refitted_as_the_chosen_trial_says(tmp_path, monkeyp
     monkeypatch.setattr(running, "refit", spy)
     store = Store(tmp_path / "runs.jsonl")
     settings = running.Settings(seeds=2)
-    names = ("logistic regression on summaries", f"concatenation, late, {FEW_GAPS}")
+    names = ("logistic regression on summaries", "concatenation, late")
     describe(dataset, store)
     for name in names:
         job = running.jobs_of(dataset, settings, store)[name]
@@ -1021,10 +1013,7 @@ def test_the_table_holds_what_was_run(tmp_path):
     mean, half = ours.interval([final["test"]["AUROC"] for final in finals])
     assert f"| concatenation, late | {mean:.3f} ± {half:.3f} |" in table
     assert not any("test" in record for record in records if record["stage"] == "trial")
-    # With few gaps settings are chosen, and with many the model is trained that is reported.
-    tuned = f"concatenation, late, {FEW_GAPS}"
-    assert {final["tuned as"] for final in finals} == {tuned}
-    trials = [r for r in records if r["stage"] == "trial" and r["method"] == tuned]
+    trials = [r for r in records if r["stage"] == "trial" and r["method"] == "concatenation, late"]
     assert len(trials) == 2
     best = max(trials, key=lambda r: (r["validation"]["AUROC"], -r["validation"]["log loss"]))
     assert {final["trial"] for final in finals} == {best["trial"]}
@@ -1040,8 +1029,7 @@ def test_one_thing_changed_takes_the_settings_of_ours_and_counts_its_own_weights
     command.main(["--out", str(tmp_path), "--quick", "--no-progress", *only])
     store = Store(tmp_path / "runs.jsonl")
     ran = {(r["stage"], r["method"]) for r in store.records.values() if "method" in r}
-    chosen = ("trial", f"GRF, {FEW_GAPS}")
-    assert ran == {chosen, ("final", "GRF, two layers"), ("cost", "GRF, two layers")}
+    assert ran == {("trial", GRF), ("final", "GRF, two layers"), ("cost", "GRF, two layers")}
     (summary,) = summarise(store)
     (row,) = summary.rows
     assert (row.name, row.seeds) == ("GRF, two layers", 2)
@@ -1115,10 +1103,8 @@ def test_a_trial_run_on_all_real_data(tmp_path, data_dir):
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert [result["about"]["dataset"] for result in results] == names
     for result in results:
-        # Where trials are tested at once, they have a row too.
-        found = [row for row in result["rows"] if FEW_GAPS not in row["name"]]
-        assert {row["name"] for row in found} == quick
-        assert all(row["seeds"] == 2 for row in found)
+        assert {row["name"] for row in result["rows"]} == quick
+        assert all(row["seeds"] == 2 for row in result["rows"])
 
 
 @pytest.mark.parametrize("most", [7, 8])

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import sweep as sweeping
 from benchmarks.quality.datasets.synthetic import synthetic
-from benchmarks.quality.methods import CROSS, FEW_GAPS, GRF, POOLED
+from benchmarks.quality.methods import CROSS, GRF, POOLED
 from benchmarks.quality.run import Settings, choose, jobs_of
 from benchmarks.quality.store import Store
 from benchmarks.quality.tables import evidence, plots, standings
@@ -66,7 +66,6 @@ def made_up() -> list[Summary]:
             row(
                 "logistic regression on summaries", 0.95, 0.5, minus=(-0.05, 0.3), group="reference"
             ),
-            row(f"{POOLED}, modality dropout .3", 0.99, 0.99, minus=(-0.09, -0.19)),
         ),
         summary(
             "rosmap",
@@ -240,18 +239,17 @@ def test_no_training_starts_that_would_not_end_in_time(tmp_path: Path) -> None:
     dataset = synthetic()
     known = jobs_of(dataset, settings, store)
     plan = sweeping._Plan(sweeping.Source(tmp_path), store, settings, {}, measure=False)
-    ours, pooled = (f"{name}, {FEW_GAPS}" for name in (GRF, POOLED))
     plan.open = [known[GRF], known[POOLED]]
-    long = known[ours].start(known[ours].trials()[0])
+    long = known[GRF].start(known[GRF].trials()[0])
     store.add(long | {"seconds": 100.0, "validation": {"accuracy": 0.5, "log loss": 1.0}})
     _, job, unit = plan.next({}, 1000.0)
-    assert (job.method.name, unit.stage, unit.trial) == (ours, "trial", 1)
+    assert (job.method.name, unit.stage, unit.trial) == (GRF, "trial", 1)
     _, job, _ = plan.next({}, 99.0)
-    assert job.method.name == pooled
+    assert job.method.name == POOLED
     # What is being run is not started again.
-    busy = {known[ours].start(unit)["key"]: None for unit in known[ours].trials()}
+    busy = {known[GRF].start(unit)["key"]: None for unit in known[GRF].trials()}
     _, job, _ = plan.next(busy, None)
-    assert job.method.name == pooled
+    assert job.method.name == POOLED
 
 
 def test_a_sweep_ends_in_time_and_the_next_goes_on(tmp_path: Path) -> None:
@@ -309,7 +307,7 @@ def test_where_each_seed_has_another_validation_part(name: str, tmp_path: Path) 
     object.__setattr__(turned, "turns", turns)
     dataset = turned.encode() if name.endswith("encoded") else turned
     store = Store(tmp_path / "runs.jsonl")
-    name = f"concatenation, late, {FEW_GAPS}"
+    name = "concatenation, late"
     job = jobs_of(dataset, Settings(seeds=2), store)[name]
     trials = job.pending()
     assert [(unit.seed, unit.trial) for _, unit in trials] == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -328,13 +326,6 @@ def test_where_each_seed_has_another_validation_part(name: str, tmp_path: Path) 
         for trial in (0, 1)
     ]
     assert job.chosen()["trial"] == means.index(max(means))
-    # Who takes the settings of another one is trained with them.
-    changed = jobs_of(dataset, Settings(seeds=2), store)["concatenation, late"]
-    assert changed.method.tuned_as == name
-    assert [(unit.stage, unit.seed) for _, unit in changed.pending()] == [
-        ("final", 1),
-        ("final", 2),
-    ]
 
 
 def test_the_mean_over_validation_parts_chooses() -> None:

@@ -19,7 +19,7 @@ from benchmarks.quality.store import Record, Store, dataset_key, digest
 from grf_fusion.baselines import MulT
 
 REPEATS = 11
-TIMED = ("baseline", "grf", "ablation", "rival")
+TIMED = ("baseline", "grf", "ablation")
 # Weight, gradient and AdamW's two moments, float32.
 BYTES_A_PARAMETER = 16
 MEMORY_LAYERS = 3

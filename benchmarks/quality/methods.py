@@ -15,7 +15,6 @@ from benchmarks.quality.models.rivals import (
     GatedMultimodalUnit,
     LatentTransformer,
 )
-from benchmarks.quality.models.taken_apart import CrossModal
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, WeightedSumFusion
 
 ORDERS = 20
@@ -33,7 +32,6 @@ GROUPS = {
     "baseline": "Baselines",
     "grf": "GRF and its modes",
     "ablation": "GRF, one thing changed",
-    "rival": "Cross-modal attention, one thing taken away",
     "single": "Each modality alone",
     "order": "GRF in other orders",
 }
@@ -113,27 +111,26 @@ MODES: dict[str, dict[str, object]] = {
     "GRF, residual form, sequence": RESIDUAL | FIRST | {"context": "sequence"},
 }
 ABLATIONS: dict[str, dict[str, object]] = {
-    "GRF, own units": {"share_weights": False},
+    "GRF, mean without maximum": {"without": "maximum"},
+    "GRF, maximum without mean": {"without": "mean"},
+    "GRF, no scale of features": {"without": "scale"},
+    "GRF, first modality times .01": {"times": 0.01},
+    "GRF, first modality times 100": {"times": 100.0},
+    "GRF, no scale, first modality times .01": {"without": "scale", "times": 0.01},
+    "GRF, no norm of summaries": {"without": "norm"},
     "GRF, concat + linear for the unit": {"unit": "concat"},
+    "GRF, own units": {"share_weights": False},
     "GRF, gate bias 0": {"gate_bias": 0.0},
     "GRF, two layers": {"num_layers": 2},
     "GRF, no dropout": {"dropout": 0.0},
-    "GRF, updates halved": {"unit": 0.5},
-    "GRF, all contexts read": {"every context": True},
 }
-TAKEN_AWAY = {
-    "shared weights": "own weights",
-    "means ask": "tokens",
-    "a mean for the concatenation": "slots",
-}
-# What is trained with few gaps too, and chooses the settings of what is trained with many. Models
-# of one modality each have no gaps: a modality that is dropped costs them a sample.
-FEW_GAPS, SMALL_SHARE = "modality dropout .1", 0.1
+# Models of one modality each have no use for it: a modality that is dropped costs them a sample.
 OF_SINGLE_MODELS = ("scores multiplied", "scores averaged")
 TRAININGS: dict[str, Training] = {
     "GRF, gradient modulation": Training(modulation=0.5),
     "GRF, order drawn at random": Training(order="random", test_orders=True),
     "GRF, loss after each modality": Training(intermediate=0.5),
+    "GRF, both of these": Training(order="random", intermediate=0.5),
 }
 CLASSICAL = {
     "{} regression on summaries": {"model": "linear", "copies": 0},
@@ -152,34 +149,22 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         if not dataset.encoded
     ]
     for name, build in BASELINES.items():
-        found += _with_few_gaps(Method(name, "baseline", build, {"baseline": name}))
-    found += _with_few_gaps(_ours(GRF, "grf", {}, Training(test_orders=True)))
-    for name, options in MODES.items():
-        found += _with_few_gaps(_ours(name, "grf", options))
+        training = Training(0.0) if name in OF_SINGLE_MODELS else Training()
+        found.append(Method(name, "baseline", build, {"baseline": name}, training))
+    found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
+    found += [_ours(name, "grf", options) for name, options in MODES.items()]
     # One thing changed, and not the learning rate or the width too.
     like = {"tuned_as": GRF}
     found += [_ours(name, "ablation", options, **like) for name, options in ABLATIONS.items()]
     for name, training in TRAININGS.items():
         kinds = ("classes", "binary") if training.modulation else Method.kinds
         found.append(_ours(name, "ablation", {}, training, kinds=kinds, **like))
-    for said, part in TAKEN_AWAY.items():
-        name, without = f"{CROSS}, {said}", {"without": part}
-        build = fusion(CrossModal, "num_heads", "dropout", without=part)
-        found.append(Method(name, "rival", build, without, tuned_as=CROSS))
     for name in dataset.modalities:
         found.append(_ours(f"alone: {name}", "single", {}, Training(0), only=name, **like))
     for k in range(1, len(orders(list(dataset.modalities)))):
         name = f"GRF, order {k}"
         found.append(_ours(name, "order", {}, Training(order=k), tuned_as=GRF, seeds=1))
     return {m.name: m for m in found if dataset.task.kind in m.kinds}
-
-
-def _with_few_gaps(method: Method) -> list[Method]:
-    training = dataclasses.replace(method.training, modality_dropout=SMALL_SHARE)
-    few = dataclasses.replace(method, name=f"{method.name}, {FEW_GAPS}", training=training)
-    if method.name in OF_SINGLE_MODELS:
-        return [dataclasses.replace(few, name=method.name)]
-    return [dataclasses.replace(method, tuned_as=few.name), few]
 
 
 def _ours(

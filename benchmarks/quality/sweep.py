@@ -19,13 +19,13 @@ import torch
 
 from benchmarks.quality.datasets.catalog import load, plain
 from benchmarks.quality.datasets.dataset import ENCODED, Dataset
-from benchmarks.quality.methods import CROSS, FEW_GAPS, GRF, POOLED, Method
+from benchmarks.quality.methods import CROSS, GRF, POOLED, Method
 from benchmarks.quality.run import Job, Settings, Unit, jobs_of
 from benchmarks.quality.store import Record, Store, describe
 
 # Whoever everybody asks for comes first on every data set, then the other rivals.
 FIRST = (GRF, POOLED, CROSS)
-GROUPS_IN_ORDER = ("baseline", "reference", "grf", "single", "ablation", "rival", "order")
+GROUPS_IN_ORDER = ("baseline", "reference", "grf", "single", "ablation", "order")
 SLEEP = 0.02
 # Of a trial run; samples are of each part.
 SHORT_SAMPLES, SHORT_EPOCHS, SHORT_TRIALS = 48, 1, 2
@@ -62,8 +62,6 @@ def urgency(method: Method) -> int:
     """Return how soon a method runs, 0 for first."""
     if method.name in FIRST:
         return 0
-    if FEW_GAPS in method.name:
-        return 1 + len(GROUPS_IN_ORDER)
     return 1 + GROUPS_IN_ORDER.index(method.group)
 
 

@@ -34,7 +34,7 @@ def train(
     start = time.perf_counter()
     if method.build is None:
         fitted = _classical(method, dataset, trial=trial, seed=seed)
-        validation, threshold = validate(fitted, dataset)
+        validation, threshold = validate(fitted, method, dataset)
         history = [validation[dataset.task.primary]]
         return Trained(fitted, validation, history, threshold, 0, time.perf_counter() - start)
     learner = Learner.of(method, dataset, settings, seed, device)
@@ -42,7 +42,7 @@ def train(
     best, best_state, since, history = None, copy.deepcopy(model.state_dict()), 0, []
     for _ in range(dataset.budget.epochs):
         sound = learner.epoch()
-        validation, threshold = validate(network, dataset)
+        validation, threshold = validate(network, method, dataset)
         history.append(validation[dataset.task.primary])
         found = metrics.better(dataset.task, validation)
         since += 1
@@ -54,7 +54,7 @@ def train(
     model.load_state_dict(best_state)
     if best is None:
         # It never had a finite loss: what it was before counts, and no trial like it is chosen.
-        best = (None, *validate(network, dataset))
+        best = (None, *validate(network, method, dataset))
     _, validation, threshold = best
     seconds = time.perf_counter() - start
     return Trained(network, validation, history, threshold, learner.parameters, seconds)

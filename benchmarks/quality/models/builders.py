@@ -1,6 +1,6 @@
 """What makes the fusion of a method, given the modalities and the width."""
 
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.quality.datasets.dataset import Task
 from benchmarks.quality.models.model import ConcatUnit
-from benchmarks.quality.models.taken_apart import EveryContext, ScaledUpdate
+from benchmarks.quality.models.taken_apart import multiply, take_away
 from grf_fusion import GatedRecurrentFusion
 from grf_fusion.baselines import MulT
 
@@ -34,29 +34,29 @@ Builder = Callable[[Size], nn.Module]
 def grf(**options: object) -> Builder:
     """Return a builder of ours; options go to `GatedRecurrentFusion`.
 
-    To us goes `unit`, ``"concat"`` or the factor by which updates are scaled, and
-    ``"every context"``.
+    To us go ``unit="concat"``, ``without`` and ``times``, see `take_away` and `multiply`.
     """
     given = dict(options)
-    unit, every = given.pop("unit", None), given.pop("every context", False)
+    unit, without, times = (given.pop(name, None) for name in ("unit", "without", "times"))
     dropout = given.pop("dropout", DROPOUT)
 
     def build(size: Size) -> nn.Module:
-        factory = None
+        make = None
         if unit == "concat":
-            factory = lambda: ConcatUnit(size.width, dropout=dropout)  # noqa: E731
-        elif unit is not None:
-            bias = -math.log(len(size.modalities))
-            factory = lambda: ScaledUpdate(size.width, factor=unit, gate_bias=bias)  # noqa: E731
+            make = functools.partial(ConcatUnit, size.width, dropout=dropout)
         fusion = GatedRecurrentFusion(
             size.modalities,
             embed_dim=size.width,
             num_heads=heads(size.width),
             dropout=dropout,
-            unit=factory,
+            unit=make,
             **given,
         )
-        return EveryContext(fusion) if every else fusion
+        if without is not None:
+            take_away(fusion, without)
+        if times is not None:
+            multiply(fusion, times)
+        return fusion
 
     return build
 

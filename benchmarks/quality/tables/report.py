@@ -12,7 +12,7 @@ from benchmarks.quality.store import Record
 from benchmarks.quality.tables.compare import Difference
 from benchmarks.quality.tables.summary import Row, Spread, Summary
 
-FULL = ("reference", "baseline", "grf", "ablation", "rival")
+FULL = ("reference", "baseline", "grf", "ablation")
 HEAD = (
     "Mean over seeds ± half the width of its 95 % interval (Student). Differences: the bootstrap "
     "of test samples and seeds in pairs, 95 %."
@@ -53,7 +53,7 @@ def _dataset(summary: Summary) -> Iterator[str]:
         f"{sizes} samples to train, validate and test on; learning rates {settings}; single "
         "modalities, other orders and methods with one thing changed take the settings of the "
         f"method that they are made of; at most {budget['epochs']} epochs; chosen by "
-        f"{task.primary}."
+        f"{task.primary}, the mean of everything there and {summary.half} missing."
         + (TURNS if about["turns"] else CHOSEN)
         + (REFIT if budget["refit"] else "")
         + (f" {100 * budget['drop_steps']:.0f} {DROP}" if budget["drop_steps"] else "")

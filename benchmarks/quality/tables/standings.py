@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.quality.methods import GRF
-from benchmarks.quality.tables.summary import OTHER, Row, Summary
+from benchmarks.quality.tables.summary import Row, Summary
 
 COMPLETE, HALF = "everything there", "about half missing"
 
@@ -23,12 +23,11 @@ class Standing(NamedTuple):
 
 
 def fusions(summary: Summary) -> dict[str, Row]:
-    """Return GRF and the fusions compared with it, all trained with the same share of gaps."""
+    """Return GRF and the fusions compared with it."""
     return {
         row.name: row
         for row in summary.rows
-        if row.name == GRF
-        or (row.group == "baseline" and OTHER not in row.name and row.differences)
+        if row.name == GRF or (row.group == "baseline" and row.differences)
     }
 
 

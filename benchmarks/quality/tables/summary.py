@@ -18,8 +18,6 @@ from benchmarks.quality.tables.compare import Bootstrap, Difference
 
 # What GRF is compared with, row by row.
 COMPARED = ("reference", "baseline", "grf")
-# What marks a method that is trained with more or fewer gaps than the others.
-OTHER = "modality dropout"
 FIGURES = ("training", "inference")
 
 
