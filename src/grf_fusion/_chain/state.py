@@ -12,7 +12,7 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._inputs.masks import as_mask
+from grf_fusion._inputs.masks import as_mask, masked_mean
 
 
 class FusionState(NamedTuple):
@@ -107,3 +107,8 @@ def check_state(
     expect_shape(owner, "state.present", state.present, axes, hint)
     present = as_mask(owner, "state.present", state.present, device, **axes)
     return FusionState(state.context, mask, present)
+
+
+def mean_over_steps(state: FusionState, values: Tensor) -> Tensor:
+    """Return values of a state's context, averaged over its real steps where it is a sequence."""
+    return values if values.ndim == 2 else masked_mean(values, state.mask)

@@ -241,11 +241,6 @@ def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, 
     return _pair("unit()", value, (state, state))
 
 
-def mean_over_steps(state: FusionState, values: Tensor) -> Tensor:
-    """Return values of a state's context, averaged over its real steps where it is a sequence."""
-    return values if values.ndim == 2 else masked_mean(values, state.mask)
-
-
 def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     """Take whole samples from one of two tensors; what is not taken gets a zero gradient."""
     return torch.where(_over(condition, chosen), chosen, other)

@@ -131,6 +131,37 @@ def check_features(
     return Arrival(tensor, none_if_full(real), None)
 
 
+def check_step(
+    owner: str,
+    features: object,
+    mask: object,
+    present: object,
+    *,
+    dim: int,
+    batch: int | None,
+    like: Tensor,
+) -> tuple[Arrival, int]:
+    """Check one modality that comes alone, and return it with the number of samples.
+
+    Raises:
+        ShapeError: If anything does not fit, or there is nothing to start with (``batch=None``).
+    """
+    arrival = check_features(
+        owner, "features", features, "mask", mask, dim=dim, batch=batch, like=like
+    )
+    if batch is None:
+        if arrival.features is None:
+            raise ShapeError(
+                f"{owner}: expected `features` with state=None, got None. "
+                "Start with a modality that some sample has."
+            )
+        batch = arrival.features.shape[0]
+    if present is not None:
+        here = check_present(owner, present, batch=batch, device=like.device)
+        arrival = arrival._replace(present=here)
+    return arrival, batch
+
+
 def check_call(
     owner: str,
     features: object,
