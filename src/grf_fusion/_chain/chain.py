@@ -1,5 +1,6 @@
 """The parts of a chain and what it computes; `GatedRecurrentFusion` is its public face."""
 
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
@@ -11,6 +12,7 @@ from grf_fusion._chain.parts import Factory, Where, make_block, make_summary, ma
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state, mean_over_steps
 from grf_fusion._chain.step import (
     Cell,
+    Context,
     Incoming,
     advance,
     open_chain,
@@ -18,7 +20,7 @@ from grf_fusion._chain.step import (
     receive_summary,
 )
 from grf_fusion._checks.arguments import ShapeError
-from grf_fusion._inputs.call import Arrival
+from grf_fusion._inputs.call import Arrival, presence_of
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
 from grf_fusion._inputs.scale import FeatureScale
@@ -156,22 +158,16 @@ class Chain(nn.Module):
             raise ShapeError(f"{OWNER}: expected `{argument}` to {rule}, got {got}. {NO_STEP}")
 
     def _advance(
-        self, state: FusionState | None, name: str, arrival: Arrival, batch: int
-    ) -> tuple[FusionState, Tensor]:
-        """Fuse one modality; return the new state and the gate of each of its steps."""
-        incoming = self._receive(name, arrival, batch)
-        index = torch.arange(len(self.modalities), device=incoming.present.device)
-        seen = incoming.present.unsqueeze(1) & (index == list(self.modalities).index(name))
-        start = self.initial_context
-        if state is not None:
-            seen = seen | state.present
-        elif start is None:
-            sequence = arrival.features is not None
-            state = open_chain(incoming, seen, mode=self.context, is_sequence=sequence)
-            return state, state.context.new_zeros(batch, self.embed_dim)
-        else:
-            is_open = torch.ones(batch, 1, dtype=torch.bool, device=start.device)
-            state = FusionState(start.expand(batch, -1), is_open, seen)
+        self, context: Context | None, name: str, arrival: Arrival, batch: int
+    ) -> tuple[Context, Tensor]:
+        """Fuse one modality; return the new context and the gate of each of its steps."""
+        incoming, start = self._receive(name, arrival, batch), self.initial_context
+        if context is None and start is None:
+            is_sequence = arrival.features is not None
+            context = open_chain(incoming, mode=self.context, is_sequence=is_sequence)
+            return context, context.values.new_zeros(batch, self.embed_dim)
+        if context is None:
+            context = Context(cast(Tensor, start).expand(batch, -1), None)
         cell = Cell(
             self.block if self.blocks is None else self.blocks[name],
             cast(nn.Module, self.unit if self.units is None else self.units[name]),
@@ -179,9 +175,20 @@ class Chain(nn.Module):
             self._reference(),
             mode=self.context,
             residual=self.form == "residual",
-            all_open=start is not None,
+            learned=start is not None,
         )
-        return advance(cell, state, incoming, seen)
+        return advance(cell, context, incoming)
+
+    def _state_after(
+        self, state: FusionState | None, context: Context, name: str, arrival: Arrival
+    ) -> FusionState:
+        """Return the state of a context that has just fused one more modality."""
+        device = context.values.device
+        here = presence_of(arrival, context.values.shape[0], device).unsqueeze(1)
+        index = torch.arange(len(self.modalities), device=device)
+        seen = here & (index == list(self.modalities).index(name))
+        seen = seen if state is None else seen | state.present
+        return FusionState(context.values, context.real(), seen)
 
     def _receive(self, name: str, arrival: Arrival, batch: int) -> Incoming:
         projection = cast(nn.Linear, self.projections[name])
@@ -191,34 +198,40 @@ class Chain(nn.Module):
         summary = cast(ModalitySummary, self.summaries[name])
         return receive_summary(projection, scale, summary, arrival, batch, packing=self.packing)
 
-    def _keep_unused(self, state: FusionState, batch: int) -> FusionState:
+    def _keep_unused(self, context: Context, batch: int) -> Context:
         """Keep block and unit in the graph where nothing follows the only modality."""
         if len(self.modalities) > 1 or self.initial_context is not None or self.unit is None:
-            return state
+            return context
         (name,) = self.modalities
-        return self._advance(state, name, Arrival(None, None, None), batch)[0]
+        return self._advance(context, name, Arrival(None, None, None), batch)[0]
 
-    def _readout(self, state: FusionState) -> Tensor:
+    def _readout(self, values: Tensor, mask: Tensor | None) -> Tensor:
         if self.norm is not None:
-            context = self.norm(state.context)
-            return context if self.opening == "learned" else context.masked_fill(~state.mask, 0.0)
-        if self.context == "first_sequence" and state.context.ndim == 3:
-            return masked_mean(add_positions(state.context, self._reference()), state.mask)
-        return state.context
+            values = self.norm(values)
+            if mask is None or self.opening == "learned":
+                return values
+            return values.masked_fill(~mask, 0.0)
+        if self.context == "first_sequence" and values.ndim == 3:
+            return masked_mean(add_positions(values, self._reference()), mask)
+        return values
 
     def _trace(
-        self, names: tuple[str, ...], steps: list[tuple[FusionState, Tensor]]
+        self,
+        names: tuple[str, ...],
+        steps: list[tuple[Context, Tensor]],
+        arrivals: Mapping[str, Arrival],
+        batch: int,
     ) -> FusionTrace:
-        contexts = [mean_over_steps(state, self._readout(state)) for state, _ in steps]
-        gates = [mean_over_steps(state, gate) for state, gate in steps]
-        last = steps[-1][0]
-        columns = [last.present[:, list(self.modalities).index(name)] for name in names]
+        contexts = [mean_over_steps(self._readout(*context), context.mask) for context, _ in steps]
+        gates = [mean_over_steps(gate, context.mask) for context, gate in steps]
+        device = contexts[0].device
+        present = [presence_of(arrivals[name], batch, device) for name in names]
         timed = self.context == "sequence" and len(names) > 1
         return FusionTrace(
             torch.stack(contexts, dim=1),
             torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
-            torch.stack(columns, dim=1),
+            torch.stack(present, dim=1),
             names,
             torch.stack([gate for _, gate in steps[1:]], dim=1) if timed else None,
-            last.mask if timed else None,
+            steps[-1][0].real() if timed else None,
         )

@@ -11,6 +11,7 @@ from grf_fusion._chain.chain import Chain
 from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, settle
 from grf_fusion._chain.parts import Where
 from grf_fusion._chain.state import FusionState, FusionTrace, mean_over_steps
+from grf_fusion._chain.step import Context
 from grf_fusion._checks.options import Modalities, check_modalities, check_modality
 from grf_fusion._inputs.call import check_call, check_name, check_order, check_step, presence_matrix
 
@@ -83,8 +84,7 @@ class GatedRecurrentFusion(Chain):
         norm_first: Use pre-norm instead of post-norm in the block; ``None`` for pre-norm in the
             residual form, post-norm in the paper's.
         self_attention: Whether the block's layers have self-attention; ``"linear"`` for one whose
-            cost is linear in the length. ``None`` for none in the residual form, full
-            self-attention in the paper's.
+            cost is linear in the length; ``None`` for none, or full in the paper's form.
         symmetric: Whether the modality attends to the context too.
         gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
             paper's form. ``"chrono"`` is ``-log(number of steps)``, so that at the start no
@@ -233,15 +233,14 @@ class GatedRecurrentFusion(Chain):
         arrivals, batch = check_call(
             OWNER, features, masks, present, declared=self.modalities, like=self._reference()
         )
-        state: FusionState | None = None
-        steps: list[tuple[FusionState, Tensor]] = []
+        context: Context | None = None
+        steps: list[tuple[Context, Tensor]] = []
         for name in names:
-            state, gate = self._advance(state, name, arrivals[name], batch)
+            context, gate = self._advance(context, name, arrivals[name], batch)
             if return_trace:
-                steps.append((state, gate))
-        state = self._keep_unused(cast(FusionState, state), batch)
-        context = self._readout(state)
-        return (context, self._trace(names, steps)) if return_trace else context
+                steps.append((context, gate))
+        fused = self._readout(*self._keep_unused(cast(Context, context), batch))
+        return (fused, self._trace(names, steps, arrivals, batch)) if return_trace else fused
 
     @overload
     def step(
@@ -303,17 +302,17 @@ class GatedRecurrentFusion(Chain):
             ShapeError: If a name, shape, mask, dtype or device does not fit.
         """
         check_name(OWNER, name, list(self.modalities))
-        started: int | None = None
+        context: Context | None = None
         if state is not None:
             state = self._check_state(state)
-            started = state.context.shape[0]
+            context = Context(state.context, state.mask)
             self._check_steps("name", "come first if at all", (name,), f"{name!r} with a state")
         dim, like = self.modalities[name], self._reference()
-        arrival, batch = check_step(
-            OWNER, features, mask, present, dim=dim, batch=started, like=like
-        )
-        state, gate = self._advance(state, name, arrival, batch)
-        return (state, mean_over_steps(state, gate)) if return_gate else state
+        size = None if state is None else state.context.shape[0]
+        arrival, batch = check_step(OWNER, features, mask, present, dim=dim, batch=size, like=like)
+        context, gate = self._advance(context, name, arrival, batch)
+        state = self._state_after(state, context, name, arrival)
+        return (state, mean_over_steps(gate, context.mask)) if return_gate else state
 
     def readout(self, state: FusionState) -> Tensor:
         """Return the context of a state, as `forward` does.
@@ -331,7 +330,8 @@ class GatedRecurrentFusion(Chain):
         Raises:
             ShapeError: If ``state`` does not come from such a module.
         """
-        return self._readout(self._check_state(state))
+        values, mask, _ = self._check_state(state)
+        return self._readout(values, mask)
 
     def presence(
         self,

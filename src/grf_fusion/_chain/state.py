@@ -109,6 +109,6 @@ def check_state(
     return FusionState(state.context, mask, present)
 
 
-def mean_over_steps(state: FusionState, values: Tensor) -> Tensor:
-    """Return values of a state's context, averaged over its real steps where it is a sequence."""
-    return values if values.ndim == 2 else masked_mean(values, state.mask)
+def mean_over_steps(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return values of a context, averaged over its real steps where it is a sequence."""
+    return values if values.ndim == 2 else masked_mean(values, mask)

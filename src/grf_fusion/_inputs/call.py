@@ -29,6 +29,11 @@ class Arrival(NamedTuple):
     mask: Tensor | None
     present: Tensor | None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sample has it, known without reading a tensor."""
+        return self.features is not None and self.mask is None and self.present is None
+
 
 def presence_of(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
     """Tell which samples have the modality: ``(batch,)`` bool."""
