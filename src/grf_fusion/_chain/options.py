@@ -57,18 +57,9 @@ OF_THE_BLOCK: dict[str, object] = {
 
 
 def settle(given: ChainOptions, *, block: object, unit: object) -> ChainOptions:
-    """Check all options, and decide those that the form decides.
+    """Check all options, and decide those that are left to the form.
 
-    Args:
-        given: The options.
-        block: The factory of the caller's own block, or ``None``.
-        unit: The factory of the caller's own unit, or ``None``.
-
-    Returns:
-        The options, none of which is left to the form.
-
-    Raises:
-        ValueError: If one is unusable or two exclude each other.
+    ``block`` and ``unit`` are the factories of the caller's own parts, or ``None``.
     """
     expect_size(OWNER, "embed_dim", given.embed_dim)
     expect_probability(OWNER, "dropout", given.dropout)

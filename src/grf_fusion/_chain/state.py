@@ -68,22 +68,7 @@ for kind in (FusionState, FusionTrace):
 def check_state(
     owner: str, state: object, *, context: str, dim: int, modalities: int, like: Tensor
 ) -> FusionState:
-    """Check a state that the caller kept.
-
-    Args:
-        owner: Name of the class, for the message.
-        state: The value.
-        context: Context mode of the module.
-        dim: Width of the context.
-        modalities: Number of declared modalities.
-        like: Parameter that tells dtype and device.
-
-    Returns:
-        The state.
-
-    Raises:
-        ShapeError: If it does not come from such a module.
-    """
+    """Check a state that the caller kept; one of another module raises `ShapeError`."""
     if not isinstance(state, FusionState):
         raise ShapeError(
             f"{owner}: expected `state` to be a FusionState, got {type(state).__name__}. "

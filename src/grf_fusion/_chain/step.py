@@ -177,16 +177,7 @@ class Cell(NamedTuple):
 def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, Tensor]:
     """Fuse where a sample has context and modality, open where it has only the modality.
 
-    Args:
-        cell: What the step computes with.
-        context: The context so far.
-        incoming: The modality.
-
-    Returns:
-        The new context, and the gate of each of its steps, 0 where none was applied.
-
-    Raises:
-        ShapeError: If a user's block or unit returns something else than ours would.
+    Returns the new context and the gate of each of its steps, 0 where none was applied.
     """
     fused, held, gate = _fuse(cell, context, incoming)
     present, mask = incoming.present, context.mask

@@ -103,22 +103,7 @@ def receive_all(
     *,
     declared: Mapping[str, int],
 ) -> dict[str, Received]:
-    """Check a call and project all that it brings.
-
-    Args:
-        owner: Name of the class, for the message.
-        projections: A linear layer for each modality.
-        features: Features by name.
-        masks: Masks by name, or ``None``.
-        present: ``(batch, modalities)`` bool, or ``None``.
-        declared: Width of each modality, in declared order.
-
-    Returns:
-        What was received, in declared order.
-
-    Raises:
-        ShapeError: If anything does not fit.
-    """
+    """Check a call, with `ShapeError`, and project all that it brings, in declared order."""
     like = weight_of(projections)
     arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
     return project_all(projections, arrivals, batch)
