@@ -1,6 +1,5 @@
 """A weighted sum of the modalities, with learned or fixed weights."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast, overload
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import expect_choice, expect_size
+from grf_fusion._checks.arguments import expect_choice, expect_number, expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
@@ -189,12 +188,8 @@ def _check_weights(
             f"unexpected {unexpected}, missing {missing}."
         )
     for name, value in fixed.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
-            raise ValueError(
-                f"{OWNER}: expected `weights[{name!r}]` to be a finite number of at least 0, "
-                f"got {value!r}."
-            )
+        rule = "a finite number of at least 0"
+        expect_number(OWNER, f"weights[{name!r}]", value, rule, at_least=0)
     if not any(fixed.values()):
         raise ValueError(f"{OWNER}: expected `weights` to hold a number above 0, got only 0.")
     return {name: float(fixed[name]) for name in declared}
