@@ -118,11 +118,11 @@ def receive_summary(
         positions = positions.index_select(0, packed.step)
     placed = torch.add(projected, positions, alpha=POSITION_WEIGHT)
     if packed is None:
-        mask = None if arrival.mask is None else unmask_empty(arrival.mask)
-        encoded = summary(placed, mask)
+        encoded = summary(placed, None if arrival.mask is None else unmask_empty(arrival.mask))
     else:
         encoded = summary(placed, None, packed)
-    return Incoming(encoded.unsqueeze(1), encoded.unsqueeze(1), None, None, present)
+    step = encoded.unsqueeze(1)
+    return Incoming(step, step, None, None, present)
 
 
 def _presence_of(arrival: Arrival, batch: int, like: Tensor) -> Tensor | None:
@@ -159,7 +159,6 @@ class Cell(NamedTuple):
         block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
         unit: Gated fusion unit.
         dropout: Dropout of the context, after positions are added.
-        like: Parameter that tells dtype and device.
         mode: What the context is.
         residual: Whether the gate keeps the context itself.
         learned: Whether every sample starts with a learned context.
@@ -168,7 +167,6 @@ class Cell(NamedTuple):
     block: nn.Module | None
     unit: nn.Module
     dropout: nn.Dropout
-    like: Tensor
     mode: Mode
     residual: bool
     learned: bool
@@ -212,7 +210,7 @@ def _fuse(cell: Cell, context: Context, incoming: Incoming) -> StepResult:
     steps = encoded = values if is_sequence else values.unsqueeze(1)
     # A position that is added to one vector at every step crowds out what the vector has kept.
     if is_sequence or not cell.residual:
-        encoded = drop(cell.dropout, add_positions(steps, cell.like))
+        encoded = drop(cell.dropout, add_positions(steps, incoming.encoded))
     # A vector without a context has no real step, and its result is thrown away.
     real = mask if is_sequence else None
     enriched, update = _call_block(cell.block, encoded, real, incoming)

@@ -57,7 +57,7 @@ def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
-    """Add PE, in the precision of the parameter ``like``."""
+    """Add PE, in the precision of ``like``, which is that of the parameters."""
     length, dim = sequence.shape[1:]
     return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
 
