@@ -286,7 +286,7 @@ def test_a_complete_batch_is_computed_as_one_whose_presence_is_given(
         found.append({key: v for key, v in values.items() if v is not None})
     assert found[0].keys() == found[1].keys()
     for key, value in found[0].items():
-        assert torch.equal(value, found[1][key]), key
+        torch.testing.assert_close(value, found[1][key], rtol=0, atol=1e-12, msg=key)
 
 
 def test_a_state_keeps_its_type_under_autocast_whatever_a_unit_returns() -> None:
