@@ -180,6 +180,7 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
     fused, held, gate = _fuse(cell, context, incoming)
     present, mask = incoming.present, context.mask
     if present is None:
+        # Every sample has both: there is nothing to select. A selection would also join two types.
         if mask is None and fused.dtype == held.dtype:
             return Context(fused, None), gate
         present = torch.ones(held.shape[0], dtype=torch.bool, device=held.device)
