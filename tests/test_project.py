@@ -53,7 +53,7 @@ FLOORS = {
 }
 MOST_LINES = 320
 # The public interface itself: docstrings and overloads are more than half of these.
-LONGER = {"_layers.block": 355, "_chain.fusion": 635}
+LONGER = {"_layers.block": 345, "_chain.fusion": 400}
 
 
 def sources(folder: Path = SOURCE) -> dict[str, str]:

@@ -9,6 +9,7 @@ from grf_fusion._checks.arguments import (
     expect_probability,
     expect_size,
 )
+from grf_fusion._checks.options import check_factory
 from grf_fusion._layers.gate import check_unit_options
 from grf_fusion._layers.options import ACTIVATIONS, BlockOptions
 
@@ -55,31 +56,25 @@ OF_THE_BLOCK: dict[str, object] = {
 }
 
 
-def settle(given: ChainOptions, *, own_block: bool, own_unit: bool) -> ChainOptions:
-    """Check all options, and decide those that the form decides.
+def settle(given: ChainOptions, *, block: object, unit: object) -> ChainOptions:
+    """Check all options, and decide those that are left to the form.
 
-    Args:
-        given: The options.
-        own_block: Whether the caller makes the block.
-        own_unit: Whether the caller makes the unit.
-
-    Returns:
-        The options, none of which is left to the form.
-
-    Raises:
-        ValueError: If one is unusable or two exclude each other.
+    ``block`` and ``unit`` are the factories of the caller's own parts, or ``None``.
     """
     expect_size(OWNER, "embed_dim", given.embed_dim)
     expect_probability(OWNER, "dropout", given.dropout)
     given = _settle_form(given)
     expect_flag(OWNER, "share_weights", given.share_weights)
     if given.form == "summary":
-        _check_summary(given, own_block=own_block)
+        _check_summary(given, own_block=block is not None)
     else:
-        given = _settle_block(given, own_block=own_block)
-    if not own_unit and not isinstance(given.gate_bias, str):
+        given = _settle_block(given, own_block=block is not None)
+    if unit is None and not isinstance(given.gate_bias, str):
         bias = cast(float, given.gate_bias)
         check_unit_options(given.embed_dim, dropout=given.dropout, gate_bias=bias)
+    for argument, factory in (("block", block), ("unit", unit)):
+        if factory is not None:
+            check_factory(OWNER, argument, factory)
     return given
 
 

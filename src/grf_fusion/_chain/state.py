@@ -12,7 +12,7 @@ from grf_fusion._checks.arguments import (
     expect_steps,
     expect_tensor,
 )
-from grf_fusion._inputs.masks import as_mask
+from grf_fusion._inputs.masks import as_mask, masked_mean
 
 
 class FusionState(NamedTuple):
@@ -68,22 +68,7 @@ for kind in (FusionState, FusionTrace):
 def check_state(
     owner: str, state: object, *, context: str, dim: int, modalities: int, like: Tensor
 ) -> FusionState:
-    """Check a state that the caller kept.
-
-    Args:
-        owner: Name of the class, for the message.
-        state: The value.
-        context: Context mode of the module.
-        dim: Width of the context.
-        modalities: Number of declared modalities.
-        like: Parameter that tells dtype and device.
-
-    Returns:
-        The state.
-
-    Raises:
-        ShapeError: If it does not come from such a module.
-    """
+    """Check a state that the caller kept; one of another module raises `ShapeError`."""
     if not isinstance(state, FusionState):
         raise ShapeError(
             f"{owner}: expected `state` to be a FusionState, got {type(state).__name__}. "
@@ -107,3 +92,8 @@ def check_state(
     expect_shape(owner, "state.present", state.present, axes, hint)
     present = as_mask(owner, "state.present", state.present, device, **axes)
     return FusionState(state.context, mask, present)
+
+
+def mean_over_steps(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return values of a context, averaged over its real steps where it is a sequence."""
+    return values if values.ndim == 2 else masked_mean(values, mask)

@@ -7,16 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grf_fusion._chain.options import OWNER, Mode
-from grf_fusion._chain.state import FusionState
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
 from grf_fusion._checks.tracing import is_plain, is_plain_call, is_untouched
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._cpu.layout import worth_packing
 from grf_fusion._cpu.real_steps import find_real_steps
-from grf_fusion._inputs.call import Arrival
+from grf_fusion._inputs.call import Arrival, presence_of
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.positions import sinusoidal_positions
-from grf_fusion._inputs.projections import add_positions, fill, project
+from grf_fusion._inputs.projections import add_positions, fill
 from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.block import enrich, is_own_block
 from grf_fusion._layers.gate import blend, is_own_unit
@@ -35,14 +34,34 @@ class Incoming(NamedTuple):
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         mask: The same, but all True where a sample has none, so that no softmax runs over nothing;
             the result of such a sample is thrown away.
-        present: ``(batch,)`` bool: samples that have at least one real step.
+        present: ``(batch,)`` bool: samples that have at least one real step, ``None`` for all.
     """
 
     projected: Tensor
     encoded: Tensor
     real: Tensor | None
     mask: Tensor | None
-    present: Tensor
+    present: Tensor | None
+
+
+class Context(NamedTuple):
+    """The context between two steps.
+
+    Attributes:
+        values: ``(batch, dim)`` or ``(batch, time, dim)``.
+        mask: ``(batch, 1)`` or ``(batch, time)`` bool: real steps, ``None`` for all; a sample
+            without any has no context yet.
+    """
+
+    values: Tensor
+    mask: Tensor | None
+
+    def real(self) -> Tensor:
+        """Return the mask as a tensor."""
+        if self.mask is not None:
+            return self.mask
+        shape = (self.values.shape[0], 1 if self.values.ndim == 2 else self.values.shape[1])
+        return torch.ones(shape, dtype=torch.bool, device=self.values.device)
 
 
 class StepResult(NamedTuple):
@@ -61,13 +80,14 @@ class StepResult(NamedTuple):
 
 def receive(projection: nn.Linear, arrival: Arrival, batch: int, dropout: nn.Dropout) -> Incoming:
     """Project a modality and add PE."""
-    projected, real, present = project(projection, arrival, batch)
+    features, real = fill(projection, arrival, batch)
+    projected = projection(features)
     return Incoming(
         projected,
         drop(dropout, add_positions(projected, projection.weight)),
         real,
         None if arrival.mask is None else unmask_empty(arrival.mask),
-        present,
+        _presence_of(arrival, batch, features),
     )
 
 
@@ -81,7 +101,8 @@ def receive_summary(
     packing: bool | Literal["auto"],
 ) -> Incoming:
     """Scale and project a modality, add PE and summarise it: what enters the chain is one step."""
-    features, real, present = fill(projection, arrival, batch)
+    features, real = fill(projection, arrival, batch)
+    present = _presence_of(arrival, batch, features)
     time, weight = features.shape[1], projection.weight
     packed = None
     # An absent modality keeps its one empty step, and layers of others are given samples and time.
@@ -97,11 +118,15 @@ def receive_summary(
         positions = positions.index_select(0, packed.step)
     placed = torch.add(projected, positions, alpha=POSITION_WEIGHT)
     if packed is None:
-        mask = None if arrival.mask is None else unmask_empty(arrival.mask)
-        encoded = summary(placed, mask)
+        encoded = summary(placed, None if arrival.mask is None else unmask_empty(arrival.mask))
     else:
         encoded = summary(placed, None, packed)
-    return Incoming(encoded.unsqueeze(1), encoded.unsqueeze(1), None, None, present)
+    step = encoded.unsqueeze(1)
+    return Incoming(step, step, None, None, present)
+
+
+def _presence_of(arrival: Arrival, batch: int, like: Tensor) -> Tensor | None:
+    return None if arrival.is_complete else presence_of(arrival, batch, like.device)
 
 
 def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummary) -> bool:
@@ -113,26 +138,18 @@ def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummar
     )
 
 
-def open_chain(incoming: Incoming, seen: Tensor, *, mode: Mode, is_sequence: bool) -> FusionState:
-    """Make the state of a chain that starts with its first modality.
+def open_chain(incoming: Incoming, *, mode: Mode, is_sequence: bool) -> Context:
+    """Open the context with its first modality; a sample without the modality stays closed.
 
-    Args:
-        incoming: The modality.
-        seen: ``(batch, modalities)``: nothing but this modality.
-        mode: What the context is.
-        is_sequence: Whether the modality may open as a sequence.
-
-    Returns:
-        The state; a sample without the modality stays closed.
+    ``is_sequence`` is whether the modality may open as one.
     """
-    real = incoming.present.unsqueeze(1)
     if is_sequence and mode != "pooled":
-        real = real.expand(incoming.projected.shape[:2]) if incoming.real is None else incoming.real
         # Autocast projects in half precision; a state has one dtype from its first step on.
-        context = fill_masked(incoming.projected, real).to(incoming.encoded.dtype)
-        return FusionState(context, real, seen)
+        values = fill_masked(incoming.projected, incoming.real).to(incoming.encoded.dtype)
+        return Context(values, incoming.real)
+    real = None if incoming.present is None else incoming.present.unsqueeze(1)
     opener = fill_masked(masked_mean(incoming.encoded, incoming.mask).unsqueeze(1), real)
-    return FusionState(opener if mode == "sequence" else opener.squeeze(1), real, seen)
+    return Context(opener if mode == "sequence" else opener.squeeze(1), real)
 
 
 class Cell(NamedTuple):
@@ -142,83 +159,73 @@ class Cell(NamedTuple):
         block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
         unit: Gated fusion unit.
         dropout: Dropout of the context, after positions are added.
-        like: Parameter that tells dtype and device.
         mode: What the context is.
         residual: Whether the gate keeps the context itself.
-        all_open: Whether every sample has a context by construction.
+        learned: Whether every sample starts with a learned context.
     """
 
     block: nn.Module | None
     unit: nn.Module
     dropout: nn.Dropout
-    like: Tensor
     mode: Mode
     residual: bool
-    all_open: bool
+    learned: bool
 
 
-def advance(
-    cell: Cell, state: FusionState, incoming: Incoming, seen: Tensor
-) -> tuple[FusionState, Tensor]:
+def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, Tensor]:
     """Fuse where a sample has context and modality, open where it has only the modality.
 
-    Args:
-        cell: What the step computes with.
-        state: What is known so far.
-        incoming: The modality.
-        seen: ``(batch, modalities)``: what has been fused, this modality included.
-
-    Returns:
-        The new state, and the gate of each of its steps, 0 where none was applied.
-
-    Raises:
-        ShapeError: If a user's block or unit returns something else than ours would.
+    Returns the new context and the gate of each of its steps, 0 where none was applied.
     """
-    is_open = state.mask.any(dim=1)
-    fuses = incoming.present & is_open
-    opens = incoming.present & ~is_open
-    result = _fuse(cell, state, incoming)
-    gate = result.gate.masked_fill(~_over(fuses, result.gate), 0.0)
-    if cell.all_open:
-        context = _select(fuses, result.fused, result.held)
-        return FusionState(context, state.mask, seen), gate
+    fused, held, gate = _fuse(cell, context, incoming)
+    present, mask = incoming.present, context.mask
+    if present is None:
+        # Every sample has both: there is nothing to select. A selection would also join two types.
+        if mask is None and fused.dtype == held.dtype:
+            return Context(fused, None), gate
+        present = torch.ones(held.shape[0], dtype=torch.bool, device=held.device)
+    is_open = None if mask is None else mask.any(dim=1)
+    fuses = present if is_open is None else present & is_open
+    gate = gate.masked_fill(~_over(fuses, gate), 0.0)
+    if mask is None or is_open is None or cell.learned:
+        return Context(_select(fuses, fused, held), mask), gate
+    opens = present & ~is_open
     opener = masked_mean(incoming.encoded, incoming.mask)
     if cell.mode == "sequence":
-        time = state.mask.shape[1]
+        time = mask.shape[1]
         opener = F.pad(opener.unsqueeze(1), (0, 0, 0, time - 1))
         first = torch.arange(time, device=opener.device) == 0
         # Spelled out: onnxruntime cannot select between truth values.
-        mask = (opens.unsqueeze(1) & first) | (~opens.unsqueeze(1) & state.mask)
+        mask = (opens.unsqueeze(1) & first) | (~opens.unsqueeze(1) & mask)
     else:
-        mask = (is_open | incoming.present).unsqueeze(1)
-    context = _select(fuses, result.fused, _select(opens, opener, result.held))
-    return FusionState(context, mask, seen), gate
+        mask = (is_open | present).unsqueeze(1)
+    return Context(_select(fuses, fused, _select(opens, opener, held)), mask), gate
 
 
-def _fuse(cell: Cell, state: FusionState, incoming: Incoming) -> StepResult:
+def _fuse(cell: Cell, context: Context, incoming: Incoming) -> StepResult:
+    values, mask = context
     if cell.block is None:
-        fused, gate = _call_unit(cell.unit, state.context, incoming.encoded.squeeze(1))
-        return StepResult(fused, state.context, gate)
-    is_sequence = state.context.ndim == 3
-    context = state.context if is_sequence else state.context.unsqueeze(1)
-    encoded = context
+        fused, gate = _call_unit(cell.unit, values, incoming.encoded.squeeze(1))
+        return StepResult(fused, values, gate)
+    is_sequence = values.ndim == 3
+    steps = encoded = values if is_sequence else values.unsqueeze(1)
     # A position that is added to one vector at every step crowds out what the vector has kept.
     if is_sequence or not cell.residual:
-        encoded = drop(cell.dropout, add_positions(context, cell.like))
-    mask = state.mask if is_sequence else None
-    enriched, update = _call_block(cell.block, encoded, mask, incoming)
+        encoded = drop(cell.dropout, add_positions(steps, incoming.encoded))
+    # A vector without a context has no real step, and its result is thrown away.
+    real = mask if is_sequence else None
+    enriched, update = _call_block(cell.block, encoded, real, incoming)
     update = masked_mean(update, incoming.mask)
     if cell.mode == "sequence":
         update = update.unsqueeze(1)
-        pair = (context, enriched + update)
+        pair = (steps, enriched + update)
         if not cell.residual:
             pair = (enriched, update.expand_as(enriched))
         fused, gate = _call_unit(cell.unit, *pair)
-        return StepResult(fill_masked(fused, state.mask), state.context, gate)
-    # A sample without a context has no real step, and its result is thrown away.
-    pooled = masked_mean(enriched, mask)
+        return StepResult(fill_masked(fused, mask), values, gate)
+    pooled = masked_mean(enriched, real)
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
-    held = masked_mean(encoded, state.mask) if is_sequence else state.context
+    held = masked_mean(encoded, mask) if is_sequence else values
     fused, gate = _call_unit(
         cell.unit, *((held, pooled + update) if cell.residual else (pooled, update))
     )
@@ -239,11 +246,6 @@ def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, 
         return blend(unit, state, update)
     value = unit(state, update, return_gate=True)
     return _pair("unit()", value, (state, state))
-
-
-def mean_over_steps(state: FusionState, values: Tensor) -> Tensor:
-    """Return values of a state's context, averaged over its real steps where it is a sequence."""
-    return values if values.ndim == 2 else masked_mean(values, state.mask)
 
 
 def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Checks of arguments: one error type and one message form for the whole library.
 
+``owner`` is who refuses, ``argument`` what the caller wrote. What does not fit a call raises
+`ShapeError`, an option that nothing can be built from ValueError.
+
 Axis names used everywhere: ``batch`` (samples), ``time`` (steps of a sequence), ``dim`` (features
 of a step), ``heads`` and ``head_dim`` (``dim = heads * head_dim``), ``modalities``.
 """
@@ -30,11 +33,7 @@ def describe_shape(axes: Mapping[str, int | None]) -> str:
 
 
 def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
-    """Refuse anything that is not a dense tensor, and return the tensor.
-
-    Raises:
-        ShapeError: If it is something else.
-    """
+    """Refuse anything that is not a dense tensor, and return the tensor."""
     if not isinstance(value, Tensor):
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a torch.Tensor, got {type(value).__name__}."
@@ -56,17 +55,9 @@ def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
 def expect_shape(
     owner: str, argument: str, tensor: Tensor, axes: Mapping[str, int | None], hint: str = ""
 ) -> None:
-    """Refuse a tensor whose axes differ from the named sizes.
+    """Refuse a tensor whose axes differ from the named sizes, ``None`` for any size.
 
-    Args:
-        owner: Name of the class, for the message.
-        argument: Argument as the caller wrote it.
-        tensor: The value.
-        axes: Name and size of each axis in order; ``None`` for any size.
-        hint: What to do instead, appended to the message.
-
-    Raises:
-        ShapeError: If the rank or a size differs.
+    ``hint`` is what to do instead, appended to the message.
     """
     fits = tensor.ndim == len(axes)
     if fits:
@@ -81,11 +72,7 @@ def expect_shape(
 
 
 def expect_steps(owner: str, argument: str, tensor: Tensor) -> None:
-    """Refuse a sequence ``(batch, time, dim)`` without steps.
-
-    Raises:
-        ShapeError: If ``time`` is 0.
-    """
+    """Refuse a sequence ``(batch, time, dim)`` without steps."""
     if tensor.shape[1] == 0:
         raise ShapeError(
             f"{owner}: expected `{argument}` to have at least one step, got time=0. "
@@ -97,9 +84,6 @@ def expect_floating(owner: str, argument: str, tensor: Tensor, like: Tensor) -> 
     """Refuse a tensor that the parameter ``like`` cannot be multiplied with.
 
     Under autocast, float32, float16 and bfloat16 are all accepted.
-
-    Raises:
-        ShapeError: If device or dtype differ.
     """
     if tensor.device != like.device:
         raise ShapeError(
@@ -120,11 +104,7 @@ def expect_floating(owner: str, argument: str, tensor: Tensor, like: Tensor) -> 
 
 
 def expect_same_device(owner: str, argument: str, tensor: Tensor, device: torch.device) -> None:
-    """Refuse a tensor that lies elsewhere.
-
-    Raises:
-        ShapeError: If the devices differ.
-    """
+    """Refuse a tensor that lies elsewhere."""
     if tensor.device != device:
         raise ShapeError(
             f"{owner}: expected `{argument}` on device {device}, got {tensor.device}. "
@@ -145,18 +125,7 @@ def expect_number(
 ) -> None:
     """Refuse what is no number in an interval; True, False, infinities and NaN never are.
 
-    Args:
-        owner: Class that refuses.
-        argument: Argument as the caller wrote it.
-        value: The value.
-        rule: The interval in words.
-        at_least: The smallest number.
-        above: What it has to exceed.
-        below: What it has to stay below.
-        whole: Whether it has to be an integer.
-
-    Raises:
-        ValueError: If it is not.
+    ``rule`` is the interval in words, ``whole`` whether it has to be an integer.
     """
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not (at_least <= cast(float, value) < below and cast(float, value) > above):
@@ -164,20 +133,12 @@ def expect_number(
 
 
 def expect_size(owner: str, argument: str, value: object) -> None:
-    """Refuse a size or a number of draws that is not a positive integer.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse a size or a number of draws that is not a positive integer."""
     expect_number(owner, argument, value, "a positive integer", at_least=1, whole=True)
 
 
 def expect_heads(owner: str, argument: str, dim: int, num_heads: object) -> None:
-    """Refuse a number of heads that does not divide the width ``argument``.
-
-    Raises:
-        ValueError: If it does not, or is not a positive integer.
-    """
+    """Refuse a number of heads that does not divide the width ``argument``."""
     expect_size(owner, "num_heads", num_heads)
     if dim % cast(int, num_heads) != 0:
         raise ValueError(
@@ -187,20 +148,12 @@ def expect_heads(owner: str, argument: str, dim: int, num_heads: object) -> None
 
 
 def expect_probability(owner: str, argument: str, value: float) -> None:
-    """Refuse a dropout probability outside [0, 1).
-
-    Raises:
-        ValueError: If it is.
-    """
+    """Refuse a dropout probability outside [0, 1)."""
     expect_number(owner, argument, value, "a probability in [0, 1)", at_least=0, below=1)
 
 
 def expect_flag(owner: str, argument: str, value: object, *, other: str | None = None) -> None:
-    """Refuse an option that is neither True nor False, nor the one other choice there may be.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse an option that is neither True nor False, nor the one other choice there may be."""
     if not isinstance(value, bool) and (
         other is None or not isinstance(value, str) or value != other
     ):
@@ -211,11 +164,7 @@ def expect_flag(owner: str, argument: str, value: object, *, other: str | None =
 def expect_choice(
     owner: str, argument: str, value: object, choices: Collection[str], *, also: str = ""
 ) -> None:
-    """Refuse an option that is not one of the choices; ``also`` says what else it could have been.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse an option that is not one of the choices; ``also`` is what else it could have been."""
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices) + (also and f" or {also}")
         raise ValueError(f"{owner}: expected `{argument}` to be one of {listed}, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Checks of what a fusion is built from; their first argument is who refuses."""
+"""Checks of what a fusion is built from, with ValueError; their first argument is who refuses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -21,18 +21,7 @@ def check_modality(
     name_argument: str = "modalities",
     dim_argument: str = "",
 ) -> None:
-    """Refuse a modality that cannot be declared.
-
-    Args:
-        owner: Name of the class, for the message.
-        name: Its name.
-        dim: Its width.
-        name_argument: The name as the caller wrote it.
-        dim_argument: The width as the caller wrote it.
-
-    Raises:
-        ValueError: If the name is no usable module name or the width no positive integer.
-    """
+    """Refuse a name that no module can have, and a width that is not a positive integer."""
     if not isinstance(name, str) or not name or "." in name or name in TAKEN:
         raise ValueError(
             f"{owner}: expected `{name_argument}` to name modalities by non-empty strings without "
@@ -42,12 +31,7 @@ def check_modality(
 
 
 def check_modalities(owner: str, modalities: object, *, fewest: int = 1) -> dict[str, int]:
-    """Refuse declared modalities that nothing can be built from, and copy the rest.
-
-    Raises:
-        ValueError: If it is neither a mapping nor pairs, too short, names a modality twice, or a
-            name or width is unusable.
-    """
+    """Refuse declared modalities that nothing can be built from, and copy the rest."""
     declared = _pairs(modalities)
     if declared is None:
         raise ValueError(
@@ -83,11 +67,7 @@ def _pairs(modalities: object) -> list[tuple[Any, Any]] | None:
 
 
 def check_factory(owner: str, argument: str, factory: object) -> None:
-    """Refuse what does not make a module.
-
-    Raises:
-        ValueError: If it is no function.
-    """
+    """Refuse what does not make a module."""
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ValueError(
             f"{owner}: expected `{argument}` to be a function without arguments that makes a "
@@ -96,11 +76,7 @@ def check_factory(owner: str, argument: str, factory: object) -> None:
 
 
 def check_part(owner: str, argument: str, part: object) -> nn.Module:
-    """Refuse what a factory made if it is no module, and return the module.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Refuse what a factory made if it is no module, and return the module."""
     if not isinstance(part, nn.Module):
         raise ValueError(
             f"{owner}: expected `{argument}()` to make an nn.Module, got {type(part).__name__}."

@@ -59,18 +59,10 @@ def attend_with_dropout(
 ) -> Tensor:
     """Return ``dropout(softmax(q k^T / sqrt(head_dim))) v`` of each sample.
 
-    Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
-        pieces: Where each sample lies; together they name every row, in order.
-        dropout: Probability of dropping a weight.
-
-    Returns:
-        What was read, of the shape of ``q``.
+    The pieces name every row, in order.
 
     Shape:
-        - q: ``(rows, heads, head_dim)``
+        - q, output: ``(rows, heads, head_dim)``
         - k, v: ``(other rows, heads, head_dim)``
     """
     return _Attention.call(q, k, v, Plan(pieces, dropout, draw_seed()))

@@ -99,16 +99,8 @@ def attend(
 ) -> Tensor:
     """Let every query read the real keys of its sample; over nothing, it reads 0.
 
-    Args:
-        q: Queries, rows of ``queries`` as ``(..., heads, head_dim)``.
-        k: Keys, rows of ``keys``.
-        v: Values, rows of ``keys``.
-        queries: Layout of the queries.
-        keys: Layout of keys and values, of the same kind.
-        dropout: Probability of dropping a weight.
-
-    Returns:
-        What was read, of the shape of ``q``.
+    Queries ``(..., heads, head_dim)`` are rows of the layout ``queries``, keys and values rows of
+    ``keys``, which is of the same kind.
     """
     if isinstance(keys, Packed):
         return _attend_packed(q, k, v, cast(Packed, queries), keys, dropout=dropout)
@@ -238,12 +230,7 @@ def _place(
 def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Put the real steps of each sample first and cut off what is padding of all.
 
-    Args:
-        steps: ``(batch, time, dim)``.
-        mask: ``(batch, time)`` bool: real steps.
-
-    Returns:
-        The steps, their mask, and where each stood, ``(batch, time)``.
+    Returns the steps, their mask, and where each stood, ``(batch, time)``.
     """
     longest = max(1, int(mask.sum(dim=1).max()))
     order = mask.sort(dim=1, descending=True, stable=True).indices[:, :longest]

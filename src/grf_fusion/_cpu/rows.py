@@ -118,19 +118,7 @@ def _scatter(rows: Tensor, place: Tensor, size: int) -> Tensor:
 def attend_rows(
     q: Tensor, k: Tensor, v: Tensor, queries: Rows, keys: Rows, *, dropout: float
 ) -> Tensor:
-    """Let every query read the real keys of its sample; over nothing, it reads 0.
-
-    Args:
-        q: Queries, ``(rows, heads, head_dim)``.
-        k: Keys, ``(other rows, heads, head_dim)``.
-        v: Values, likewise.
-        queries: Layout of the queries.
-        keys: Layout of keys and values.
-        dropout: Probability of dropping a weight.
-
-    Returns:
-        What was read, of the shape of ``q``.
-    """
+    """Do what `attend` does, for queries and keys ``(rows, heads, head_dim)``."""
     kernel = varlen_kernel(q, dropout)
     if kernel is None:
         padded = queries.unpack(q), keys.unpack(k), keys.unpack(v)
@@ -210,15 +198,9 @@ def lay_out_rows(steps: Tensor, mask: Tensor | None) -> Rows:
 
 
 def worth_rows(masks: Sequence[Tensor], width: int, *, share: float) -> bool:
-    """Whether the host knows all lengths, and that enough is padding.
+    """Whether the host knows all lengths, and at least this share of the steps is padding.
 
-    Args:
-        masks: Masks ``(batch, time)`` on a device that must not be waited for.
-        width: Numbers that a step holds.
-        share: Share of the steps that has to be padding at least.
-
-    Returns:
-        Whether to lay out rows.
+    The masks are on a device that must not be waited for; a step holds ``width`` numbers.
     """
     known = [known_lengths(mask) for mask in masks]
     real = 0

@@ -1,4 +1,8 @@
-"""Checks of what a fusion is called with; their first argument is who refuses."""
+"""Checks of what a fusion is called with, with `ShapeError`.
+
+``owner`` is who refuses, ``declared`` the width of each modality in declared order, and ``like`` a
+parameter that tells dtype and device.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -29,6 +33,11 @@ class Arrival(NamedTuple):
     mask: Tensor | None
     present: Tensor | None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sample has it, known without reading a tensor."""
+        return self.features is not None and self.mask is None and self.present is None
+
 
 def presence_of(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
     """Tell which samples have the modality: ``(batch,)`` bool."""
@@ -41,11 +50,7 @@ def presence_of(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
 
 
 def check_order(owner: str, order: object, declared: Sequence[str]) -> tuple[str, ...]:
-    """Return the order of fusion, the declared one by default.
-
-    Raises:
-        ShapeError: If it is not a permutation of the declared names.
-    """
+    """Return the order of fusion, a permutation of the declared names, which is the default."""
     if order is None:
         return tuple(declared)
     if isinstance(order, str) or not isinstance(order, Sequence):
@@ -67,11 +72,7 @@ def check_order(owner: str, order: object, declared: Sequence[str]) -> tuple[str
 
 
 def check_name(owner: str, name: object, declared: Sequence[str]) -> None:
-    """Refuse an undeclared modality.
-
-    Raises:
-        ShapeError: If it is not declared.
-    """
+    """Refuse an undeclared modality."""
     if not isinstance(name, str) or name not in declared:
         raise ShapeError(
             f"{owner}: expected `name` to be one of {list(declared)}, got {name!r}. "
@@ -90,23 +91,9 @@ def check_features(
     batch: int | None,
     like: Tensor,
 ) -> Arrival:
-    """Check one modality's features and mask.
+    """Check one modality's features and mask; the arrival is without ``present``.
 
-    Args:
-        owner: Name of the class, for the message.
-        argument: Features as the caller wrote them.
-        features: The value.
-        mask_argument: Mask as the caller wrote it.
-        mask: The value, or ``None``.
-        dim: Declared width.
-        batch: Number of samples, ``None`` if this modality decides it.
-        like: Parameter that tells dtype and device.
-
-    Returns:
-        The arrival, without ``present``.
-
-    Raises:
-        ShapeError: If anything does not fit.
+    ``batch`` is the number of samples, ``None`` if this modality decides it.
     """
     if features is None:
         if mask is not None:
@@ -131,6 +118,33 @@ def check_features(
     return Arrival(tensor, none_if_full(real), None)
 
 
+def check_step(
+    owner: str,
+    features: object,
+    mask: object,
+    present: object,
+    *,
+    dim: int,
+    batch: int | None,
+    like: Tensor,
+) -> tuple[Arrival, int]:
+    """Check one modality that comes alone, and return it with the number of samples."""
+    arrival = check_features(
+        owner, "features", features, "mask", mask, dim=dim, batch=batch, like=like
+    )
+    if batch is None:
+        if arrival.features is None:
+            raise ShapeError(
+                f"{owner}: expected `features` with state=None, got None. "
+                "Start with a modality that some sample has."
+            )
+        batch = arrival.features.shape[0]
+    if present is not None:
+        here = check_present(owner, present, batch=batch, device=like.device)
+        arrival = arrival._replace(present=here)
+    return arrival, batch
+
+
 def check_call(
     owner: str,
     features: object,
@@ -141,22 +155,9 @@ def check_call(
     like: Tensor,
     batch: int | None = None,
 ) -> tuple[dict[str, Arrival], int]:
-    """Check all arguments of a forward pass.
+    """Check a forward pass; return an arrival for each modality, and the number of samples.
 
-    Args:
-        owner: Name of the class, for the message.
-        features: Features by name.
-        masks: Masks by name, or ``None``.
-        present: ``(batch, modalities)`` bool, or ``None``.
-        declared: Width of each modality, in declared order.
-        like: Parameter that tells dtype and device.
-        batch: Number of samples, ``None`` if the features decide it.
-
-    Returns:
-        An arrival for each declared modality, and the number of samples.
-
-    Raises:
-        ShapeError: If anything does not fit.
+    ``batch`` is that number where it is known before.
     """
     given = check_mapping(owner, "features", features, declared)
     given_masks = check_mapping(owner, "masks", {} if masks is None else masks, declared)
@@ -200,22 +201,7 @@ def presence_matrix(
     declared: Mapping[str, int],
     like: Tensor,
 ) -> Tensor:
-    """Check the same arguments as `check_call`, and tell who has what.
-
-    Args:
-        owner: Name of the class, for the message.
-        features: Features by name.
-        masks: Masks by name, or ``None``.
-        present: ``(batch, modalities)`` bool, or ``None``.
-        declared: Width of each modality, in declared order.
-        like: Parameter that tells dtype and device.
-
-    Returns:
-        ``(batch, modalities)`` bool, columns in declared order.
-
-    Raises:
-        ShapeError: If anything does not fit.
-    """
+    """Check the same arguments, and return who has what, ``(batch, modalities)`` bool."""
     arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
     columns = [presence_of(arrival, batch, like.device) for arrival in arrivals.values()]
     return torch.stack(columns, dim=1)
@@ -224,22 +210,14 @@ def presence_matrix(
 def check_present(
     owner: str, present: object, *, batch: int, device: torch.device, **axes: int
 ) -> Tensor:
-    """Return ``present`` as bool.
-
-    Raises:
-        ShapeError: If it is not a bool or integer 0/1 tensor of shape ``(batch, **axes)``.
-    """
+    """Return ``present`` of shape ``(batch, **axes)`` as bool."""
     return as_mask(owner, "present", present, device, batch=batch, **axes)
 
 
 def check_names(
     owner: str, argument: str, names: Sequence[object], declared: Sequence[str]
 ) -> None:
-    """Refuse names that are not declared; some may be missing.
-
-    Raises:
-        ShapeError: If a name is not declared.
-    """
+    """Refuse names that are not declared; some may be missing."""
     # Compared as strings only: an array is equal to nothing as a whole, and says so by an error.
     given = {name for name in names if isinstance(name, str)}
     unexpected = [name for name in names if not isinstance(name, str) or name not in declared]
@@ -254,11 +232,7 @@ def check_names(
 def check_mapping(
     owner: str, argument: str, value: object, declared: Mapping[str, int]
 ) -> Mapping[str, object]:
-    """Return a mapping by modality.
-
-    Raises:
-        ShapeError: If it is none, or names what is not declared.
-    """
+    """Return a mapping by modality."""
     if not isinstance(value, Mapping):
         raise ShapeError(
             f"{owner}: expected `{argument}` to map names to tensors, got {type(value).__name__}. "

@@ -81,21 +81,7 @@ def mask_from_lengths(
 def as_mask(
     owner: str, argument: str, value: object, device: torch.device, **axes: int | None
 ) -> Tensor:
-    """Check a mask and return it as bool, ``True`` = real.
-
-    Args:
-        owner: Name of the class, for the message.
-        argument: Argument as the caller wrote it.
-        value: The mask.
-        device: Where it must lie.
-        **axes: Size of each axis in order.
-
-    Returns:
-        The mask as bool.
-
-    Raises:
-        ShapeError: If it is not a bool or integer 0/1 tensor of that shape on that device.
-    """
+    """Return a bool or integer 0/1 mask of these axes as bool, or raise `ShapeError`."""
     mask = expect_tensor(owner, argument, value)
     hint = " A mask holds one truth value an entry, True = real."
     expect_shape(owner, argument, mask, axes, hint)

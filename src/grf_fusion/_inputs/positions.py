@@ -12,19 +12,10 @@ _tables: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 def sinusoidal_positions(
     length: int, dim: int, *, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Encode the positions 0 to ``length - 1``.
+    """Encode the positions 0 to ``length - 1``, ``(length, dim)``.
 
     ``PE[t, 2i] = sin(t / 10000^(2i/dim))`` and ``PE[t, 2i + 1] = cos(t / 10000^(2i/dim))``; with an
     odd ``dim`` the last column is a sine. In eager mode the table is computed once.
-
-    Args:
-        length: Number of positions.
-        dim: Width of the encoding.
-        device: Where to make it.
-        dtype: What to return.
-
-    Returns:
-        The table, ``(length, dim)``.
     """
     if torch.compiler.is_compiling() or is_transformed():
         return _compute(length, dim, device, dtype)

@@ -31,33 +31,33 @@ class Received(NamedTuple):
         return masked_mean(self.steps, self.real)
 
 
-def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
-    """Give a modality zeros for whatever is not real, ready for its projection."""
-    weight = projection.weight
+def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> tuple[Tensor, Tensor | None]:
+    """Return features and real steps, with zeros for whatever is not real."""
     features, mask, present = arrival
-    here = presence_of(arrival, batch, weight.device)
     if features is None:
         # One empty step instead of no step: every parameter stays in the graph with a zero
         # gradient, and the ranks of a distributed job run the same modules in the same order.
+        weight = projection.weight
         shape = (batch, 1, projection.in_features)
         features = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-        present = here
+        present = torch.zeros(batch, device=weight.device, dtype=torch.bool)
     real = mask
     if present is not None:
         column = present.unsqueeze(1).expand(features.shape[:2])
         real = column if mask is None else restrict(mask, column)
     # Filled before it is projected: a NaN that is masked later has already met the weights.
-    return Received(fill_masked(features, real), real, here)
+    return fill_masked(features, real), real
 
 
 def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
     """Project a modality, with zeros for whatever is not real."""
-    received = fill(projection, arrival, batch)
-    return received._replace(steps=projection(received.steps))
+    features, real = fill(projection, arrival, batch)
+    here = presence_of(arrival, batch, features.device)
+    return Received(projection(features), real, here)
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
-    """Add PE, in the precision of the parameter ``like``."""
+    """Add PE, in the precision of ``like``, which is that of the parameters."""
     length, dim = sequence.shape[1:]
     return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
 
@@ -103,22 +103,7 @@ def receive_all(
     *,
     declared: Mapping[str, int],
 ) -> dict[str, Received]:
-    """Check a call and project all that it brings.
-
-    Args:
-        owner: Name of the class, for the message.
-        projections: A linear layer for each modality.
-        features: Features by name.
-        masks: Masks by name, or ``None``.
-        present: ``(batch, modalities)`` bool, or ``None``.
-        declared: Width of each modality, in declared order.
-
-    Returns:
-        What was received, in declared order.
-
-    Raises:
-        ShapeError: If anything does not fit.
-    """
+    """Check a call, with `ShapeError`, and project all that it brings, in declared order."""
     like = weight_of(projections)
     arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
     return project_all(projections, arrivals, batch)

@@ -16,11 +16,7 @@ Lengths = int | Mapping[str, int] | None
 
 
 def per_modality(argument: str, value: object, declared: Mapping[str, int]) -> dict[str, int]:
-    """Return a length by modality, for those that have one.
-
-    Raises:
-        ValueError: If it is no positive integer, or names an undeclared modality.
-    """
+    """Return a length by modality, for those that have one, or raise ValueError."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -39,11 +35,7 @@ def per_modality(argument: str, value: object, declared: Mapping[str, int]) -> d
 
 
 def check_extras(extras: object, declared: Mapping[str, int]) -> list[str]:
-    """Return the keys to stack beside the modalities.
-
-    Raises:
-        ValueError: If they are not a sequence of strings, or name a modality.
-    """
+    """Return the keys to stack beside the modalities, or raise ValueError."""
     if isinstance(extras, str) or not isinstance(extras, Sequence):
         raise ValueError(
             f"{OWNER}: expected `extras` to be a sequence of keys, got {extras!r}. "
@@ -59,11 +51,7 @@ def check_extras(extras: object, declared: Mapping[str, int]) -> list[str]:
 
 
 def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence[str]) -> None:
-    """Refuse what is not a list of mappings, or whose keys are not the expected ones.
-
-    Raises:
-        ShapeError: If a sample does not fit.
-    """
+    """Refuse what is not a list of mappings, or whose keys are not the expected ones."""
     known = [*declared, *extras]
     expected = frozenset(known)
     if not isinstance(samples, Sequence) or isinstance(samples, str):
@@ -94,11 +82,7 @@ def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence
 
 
 def as_row(value: object, number: int, name: str, dim: int) -> Tensor | None:
-    """Return one sample's sequence, or ``None`` if it lacks the modality.
-
-    Raises:
-        ShapeError: If it is no tensor or array, or of another shape.
-    """
+    """Return one sample's sequence, or ``None`` if it lacks the modality."""
     if value is None:
         return None
     plain = type(value) is Tensor and value.layout is torch.strided
@@ -138,11 +122,7 @@ def _as_tensor(argument: str, value: object) -> Tensor:
 def fit(
     rows: Sequence[Tensor | None], name: str, longest: int, *, cut: bool
 ) -> list[Tensor | None]:
-    """Cut or refuse what is too long.
-
-    Raises:
-        ShapeError: If a sequence is too long and is not to be cut.
-    """
+    """Cut or refuse what is too long."""
     fitting: list[Tensor | None] = []
     for number, row in enumerate(rows):
         if row is None or len(row) <= longest:
@@ -170,11 +150,7 @@ def _tell_cut(name: str, longest: int) -> None:
 def check_types(
     rows: Sequence[Tensor | None], name: str, dtype: torch.dtype | None, like: Tensor | None
 ) -> Tensor | None:
-    """Refuse dtypes and devices that do not go together; return the batch's first tensor.
-
-    Raises:
-        ShapeError: If they differ, or cannot be features.
-    """
+    """Refuse dtypes and devices that do not go together; return the batch's first tensor."""
     seen: tuple[torch.dtype, torch.device] | None = None
     for number, row in enumerate(rows):
         if row is None or (row.dtype, row.device) == seen:
@@ -206,11 +182,7 @@ def check_types(
 
 
 def refuse_nan(rows: Sequence[Tensor | None], name: str) -> None:
-    """Refuse NaN and infinity.
-
-    Raises:
-        ShapeError: If a step holds some; the message names the first such step.
-    """
+    """Refuse NaN and infinity; the message names the first such step."""
     for number, row in enumerate(rows):
         if row is not None and not bool(row.isfinite().all()):
             step = int((~row.isfinite()).any(dim=1).nonzero()[0])
@@ -221,11 +193,7 @@ def refuse_nan(rows: Sequence[Tensor | None], name: str) -> None:
 
 
 def stack(key: str, values: list[Any]) -> Tensor | list[str]:
-    """Stack tensors, arrays and numbers, and list strings.
-
-    Raises:
-        ShapeError: If they are of different shapes or types, or nothing that can be stacked.
-    """
+    """Stack tensors, arrays and numbers, and list strings."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         values = [value.item() if isinstance(value, numpy.generic) else value for value in values]

@@ -39,7 +39,7 @@ class FeatureScale(nn.Module):
         """
         rms = self._measured(features.detach(), real) if self.training else self.rms
         # Without its axis here, so that it does not widen the features' dtype under autocast.
-        return features / torch.where(rms == 0, torch.ones_like(rms), rms).squeeze(0)
+        return features / rms.masked_fill(rms == 0, 1.0).squeeze(0)
 
     @torch.no_grad()
     def _measured(self, features: Tensor, real: Tensor | None) -> Tensor:

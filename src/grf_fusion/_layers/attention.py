@@ -42,13 +42,6 @@ class OneKeyAttention(nn.Module):
 
     A softmax over one key is always 1, so there are no query and key projections. Every query gets
     the same result, which is computed once per sample.
-
-    Args:
-        embed_dim: Width of queries and memory.
-        num_heads: Number of heads; must divide ``embed_dim``.
-        dropout: Probability of dropping an attention weight, in training.
-        device: Device of the parameters.
-        dtype: Floating-point type of the parameters.
     """
 
     dropout: float
@@ -97,13 +90,6 @@ class Attention(nn.Module):
 
     The key projection has no bias. A bias would add the same number to all scores of a query, which
     the softmax cancels.
-
-    Args:
-        embed_dim: Width of queries and memory.
-        num_heads: Number of heads; must divide ``embed_dim``.
-        dropout: Probability of dropping an attention weight, in training.
-        device: Device of the parameters.
-        dtype: Floating-point type of the parameters.
     """
 
     dropout: float
@@ -142,16 +128,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from each query to the real steps of the memory; without any, the result is 0.
 
-        Args:
-            query: Rows that attend.
-            memory: Rows that are attended to.
-            queries: Layout of ``query``.
-            keys: Layout of ``memory``: of the same kind, or padded with one step.
-            need_weights: Whether to return the weights too; padded layouts only.
-
-        Returns:
-            The result for each row of ``query``, and the weights before dropout,
-            ``(batch, heads, queries, keys)``, or ``None``.
+        Both layouts are of one kind, or ``keys`` is padded with one step. With ``need_weights``,
+        for padded layouts only, the weights before dropout are returned too, ``(batch, heads,
+        queries, keys)``.
         """
         dropout = self.dropout if self.training else 0.0
         if isinstance(keys, Padded) and not need_weights:

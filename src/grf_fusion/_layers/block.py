@@ -255,18 +255,9 @@ def enrich(
 ) -> tuple[Tensor, Tensor]:
     """Call the block on tensors of our own, which are not checked again where nobody listens.
 
-    Args:
-        block: The block, or what is called like it.
-        context: ``(batch, time_c, dim)``.
-        modality: ``(batch, time_m, dim)``.
-        context_mask: ``(batch, time_c)`` bool: real steps of the context, ``None`` for all.
-        modality_mask: ``(batch, time_m)`` bool: real steps of the modality, ``None`` for all.
-        padded_mask: The same for where nothing is packed: some step of every sample is real, so
-            that no softmax runs over nothing, and absence alone needs no mask.
-
-    Returns:
-        The enriched context and modality. What a sample without the modality or without a context
-        gets is arbitrary.
+    ``padded_mask`` is ``modality_mask`` for where nothing is packed: some step of every sample is
+    real, so that no softmax runs over nothing, and absence alone needs no mask. What a sample
+    without the modality or without a context gets is arbitrary.
     """
     packed = False
     if isinstance(block, SymmetricCrossAttentionBlock):

@@ -115,20 +115,10 @@ def run_layers(
     need_weights: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run a stack; all its layers read the same memory.
+    """Run a stack whose layers all read the same memory; return its rows and attention weights.
 
-    Args:
-        layers: The stack of `DecoderLayer`.
-        x: Rows that the stack starts at.
-        memory: Rows that it reads.
-        steps: Layout of ``x``.
-        memory_steps: Layout of ``memory``.
-        need_weights: Also return the attention weights; padded layouts only.
-        recompute: Keep only what enters a layer, and compute the rest again for the gradient.
-
-    Returns:
-        The enriched rows, and the weights of self-attention and cross-attention, each
-        ``(batch, layers, heads, queries, keys)`` or ``None``.
+    The weights, for padded layouts only, are ``(batch, layers, heads, queries, keys)`` or ``None``.
+    ``recompute`` keeps only what enters a layer, and computes the rest again for the gradient.
     """
     self_weights: list[Tensor] = []
     cross_weights: list[Tensor] = []

@@ -24,12 +24,6 @@ class LinearAttention(nn.Module):
 
     where the sums over j are formed once for all queries. Unlike in a softmax the bias of the keys
     does not cancel. Weights are never there one by one, so there is no dropout on them.
-
-    Args:
-        embed_dim: Width of queries and memory.
-        num_heads: Number of heads; must divide ``embed_dim``.
-        device: Device of the parameters.
-        dtype: Floating-point type of the parameters.
     """
 
     head_dim: int

@@ -21,11 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """Options of a `SymmetricCrossAttentionBlock`, which describes them; it refuses unusable ones.
-
-    Raises:
-        ValueError: If nothing can be built from them.
-    """
+    """Options of a `SymmetricCrossAttentionBlock`, which describes them; unusable ones raise."""
 
     embed_dim: int
     num_heads: int

@@ -1,13 +1,18 @@
 """Balance the modalities during training: the stronger one gets smaller gradients."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._checks.arguments import ShapeError, expect_flag, expect_shape, expect_tensor
+from grf_fusion._checks.arguments import (
+    ShapeError,
+    expect_flag,
+    expect_number,
+    expect_shape,
+    expect_tensor,
+)
 from grf_fusion._inputs.call import check_names, check_present
 
 OWNER = "modulate_gradients"
@@ -83,7 +88,7 @@ def modulate_gradients(
         tensor(True)
     """
     names, gradients = _check_modules(modules)
-    _check_alpha(alpha)
+    expect_number(OWNER, "alpha", alpha, "a finite number of at least 0", at_least=0)
     expect_flag(OWNER, "noise", noise)
     scores, classes = _check_logits(logits, names)
     _check_targets(targets, len(scores[0]), classes, scores[0].device)
@@ -98,7 +103,8 @@ def modulate_gradients(
                 spread = gradient.std() if noise and gradient.numel() > 1 else None
                 gradient.mul_(factor.to(gradient))
                 if spread is not None:
-                    gradient.add_(_draw_like(gradient, generator) * spread)
+                    drawn = torch.empty_like(gradient).normal_(generator=generator)
+                    gradient.add_(drawn * spread)
     return dict(zip(names, factors.unbind(), strict=True))
 
 
@@ -115,11 +121,6 @@ def _factors(logits: Tensor, targets: Tensor, here: Tensor, alpha: float) -> Ten
     # Without anybody else there is nothing to be ahead of.
     ahead = (ratio > 1) & others.any(dim=1)
     return torch.where(ahead, 1 - torch.tanh(alpha * ratio), torch.ones_like(ratio))
-
-
-def _draw_like(gradient: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.empty_like(gradient)
-    return noise.normal_(generator=generator)
 
 
 def _check_modules(modules: object) -> tuple[list[str], list[list[Tensor]]]:
@@ -155,14 +156,6 @@ def _check_modules(modules: object) -> tuple[list[str], list[list[Tensor]]]:
             "Call it between backward() and the optimiser's step."
         )
     return list(given), gradients
-
-
-def _check_alpha(alpha: object) -> None:
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not number or not 0 <= cast(float, alpha) < math.inf:
-        raise ValueError(
-            f"{OWNER}: expected `alpha` to be a finite number of at least 0, got {alpha!r}."
-        )
 
 
 def _check_logits(logits: object, names: Sequence[str]) -> tuple[list[Tensor], int]:

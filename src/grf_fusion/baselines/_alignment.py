@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_number, expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
-from grf_fusion._inputs.projections import Received, make_projections, receive_all, weight_of
+from grf_fusion._inputs.projections import Received
+from grf_fusion.baselines._base import Baseline
 
 OWNER = "ContrastiveAlignment"
 # CLIP clips at the same value; a sigmoid never stops learning there.
@@ -24,7 +24,7 @@ SHORTEST = 1e-6
 NOBODY = -100
 
 
-class ContrastiveAlignment(nn.Module):
+class ContrastiveAlignment(Baseline):
     r"""Align the modalities of a sample in one space, and separate different samples.
 
     This is a loss, not a fusion: `forward` returns the loss, and `embed` returns one vector for
@@ -59,10 +59,8 @@ class ContrastiveAlignment(nn.Module):
         (torch.Size([]), torch.Size([4, 8]))
     """
 
-    modalities: dict[str, int]
-    embed_dim: int
+    _owner = OWNER
     temperature: float
-    projections: nn.ModuleDict
     scale: nn.Parameter
 
     def __init__(
@@ -79,11 +77,8 @@ class ContrastiveAlignment(nn.Module):
         least = 1 / LARGEST_SCALE
         rule = f"a finite number above {least}"
         expect_number(OWNER, "temperature", temperature, rule, above=least)
-        super().__init__()
-        self.modalities = declared
-        self.embed_dim = embed_dim
+        super().__init__(declared, embed_dim, device=device, dtype=dtype)
         self.temperature = temperature
-        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         start = torch.empty((), device=device, dtype=dtype)
         logit = -math.log(LARGEST_SCALE * temperature - 1)
         self.scale = nn.Parameter(nn.init.constant_(start, logit))
@@ -153,28 +148,12 @@ class ContrastiveAlignment(nn.Module):
         received = self._receive(features, masks, present)
         return {name: _normalise(part) for name, part in received.items()}
 
-    def presence(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
-
     @override
     def extra_repr(self) -> str:
         """Show modalities and sizes."""
         return (
             f"modalities={self.modalities}, embed_dim={self.embed_dim}, "
             f"temperature={self.temperature}"
-        )
-
-    def _receive(self, features: object, masks: object, present: object) -> dict[str, Received]:
-        return receive_all(
-            OWNER, self.projections, features, masks, present, declared=self.modalities
         )
 
 

@@ -17,7 +17,6 @@ from grf_fusion._checks.arguments import (
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._inputs.projections import (
     Received,
@@ -25,15 +24,15 @@ from grf_fusion._inputs.projections import (
     clear_empty,
     join,
     make_projections,
-    receive_all,
     weight_of,
 )
+from grf_fusion.baselines._base import Baseline
 from grf_fusion.baselines._encoder import EncoderLayer
 
 OWNER = "ConcatFusion"
 
 
-class ConcatFusion(nn.Module):
+class ConcatFusion(Baseline):
     r"""Concatenate the modalities and mix them.
 
         p_k   = x_k W_k + b_k
@@ -77,12 +76,10 @@ class ConcatFusion(nn.Module):
         torch.Size([4, 8])
     """
 
-    modalities: dict[str, int]
-    embed_dim: int
+    _owner = OWNER
     stage: Literal["late", "pooled", "early"]
     num_heads: int | None
     dropout: float
-    projections: nn.ModuleDict
     encoders: nn.ModuleDict | None
     mix: nn.Sequential | None
     layers: nn.ModuleList | None
@@ -123,14 +120,11 @@ class ConcatFusion(nn.Module):
                     f"{OWNER}: expected no `{argument}` with stage={stage!r}, got {value!r}. "
                     f"The {stage} form has no attention: use stage='early'."
                 )
-        super().__init__()
-        self.modalities = declared
-        self.embed_dim = embed_dim
+        super().__init__(declared, embed_dim, device=device, dtype=dtype)
         self.stage = stage
         self.num_heads = num_heads
         self.dropout = dropout
         self.encoders = self.mix = self.layers = None
-        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         if stage == "pooled":
             widths = dict.fromkeys(declared, embed_dim)
             self.encoders = make_projections(widths, embed_dim, device=device, dtype=dtype)
@@ -182,9 +176,7 @@ class ConcatFusion(nn.Module):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
-        received = receive_all(
-            OWNER, self.projections, features, masks, present, declared=self.modalities
-        )
+        received = self._receive(features, masks, present)
         parts = list(received.values())
         if self.layers is None:
             vectors = torch.cat(self._pool(received), dim=-1)
@@ -200,17 +192,6 @@ class ConcatFusion(nn.Module):
         for layer in self.layers:
             x = layer(x, steps)
         return masked_mean(steps.unpack(x), real)
-
-    def presence(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

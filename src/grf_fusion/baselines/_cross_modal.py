@@ -11,24 +11,22 @@ from grf_fusion._checks.arguments import expect_heads, expect_probability, expec
 from grf_fusion._checks.options import Modalities, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, real_first, worth_packing
-from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import (
     add_positions,
     clear_empty,
     join,
-    make_projections,
-    receive_all,
     weight_of,
 )
 from grf_fusion._layers.attention import Attention
+from grf_fusion.baselines._base import Baseline
 
 OWNER = "CrossModalAttentionFusion"
 # Steps ``(batch, time, dim)`` and which of them a modality may read.
 Memory = tuple[Tensor, Tensor | None]
 
 
-class CrossModalAttentionFusion(nn.Module):
+class CrossModalAttentionFusion(Baseline):
     r"""Let every modality attend to all others, with one attention layer per modality.
 
         e_k = x_k W_k + b_k + PE
@@ -62,10 +60,8 @@ class CrossModalAttentionFusion(nn.Module):
         torch.Size([4, 8])
     """
 
-    modalities: dict[str, int]
-    embed_dim: int
+    _owner = OWNER
     num_heads: int
-    projections: nn.ModuleDict
     attentions: nn.ModuleDict
     norms: nn.ModuleDict
     mix: nn.Linear
@@ -85,11 +81,8 @@ class CrossModalAttentionFusion(nn.Module):
         expect_size(OWNER, "embed_dim", embed_dim)
         expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
         expect_probability(OWNER, "dropout", dropout)
-        super().__init__()
-        self.modalities = declared
-        self.embed_dim = embed_dim
+        super().__init__(declared, embed_dim, device=device, dtype=dtype)
         self.num_heads = num_heads
-        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         self.attentions = nn.ModuleDict(
             {
                 name: Attention(
@@ -131,9 +124,7 @@ class CrossModalAttentionFusion(nn.Module):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
-        received = receive_all(
-            OWNER, self.projections, features, masks, present, declared=self.modalities
-        )
+        received = self._receive(features, masks, present)
         like = weight_of(self.projections)
         encoded = [self.dropout(add_positions(part.steps, like)) for part in received.values()]
         masked = [part.real for part in received.values()]
@@ -148,17 +139,6 @@ class CrossModalAttentionFusion(nn.Module):
             )
         ]
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
-
-    def presence(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

@@ -15,21 +15,21 @@ from grf_fusion._checks.arguments import (
     expect_size,
 )
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import Arrival, check_call, presence_matrix
+from grf_fusion._inputs.call import Arrival, check_call
 from grf_fusion._inputs.projections import (
     Received,
     clear_empty,
-    make_projections,
     project_all,
     weight_of,
 )
+from grf_fusion.baselines._base import Baseline
 from grf_fusion.baselines._mult_stack import MulTStack, extent
 
 OWNER = "MulT"
 FEWEST_MEMORY_LAYERS = 3
 
 
-class MulT(nn.Module):
+class MulT(Baseline):
     r"""Pairwise cross-modal Transformers (Tsai et al. 2019), for any number of modalities.
 
         p_k    = x_k W_k                                           d wide
@@ -81,13 +81,11 @@ class MulT(nn.Module):
         torch.Size([4, 8])
     """
 
-    modalities: dict[str, int]
-    embed_dim: int
+    _owner = OWNER
     num_heads: int
     num_layers: int
     stack_dim: int
     literal: bool
-    projections: nn.ModuleDict
     cross_stacks: nn.ModuleDict
     memory_stacks: nn.ModuleDict
     head_in: nn.Linear
@@ -121,9 +119,7 @@ class MulT(nn.Module):
         width = embed_dim if stack_dim is None else stack_dim
         wide = (len(declared) - 1) * width
         fused = len(declared) * wide
-        super().__init__()
-        self.modalities = declared
-        self.embed_dim = embed_dim
+        super().__init__(declared, embed_dim, width=width, bias=False, device=device, dtype=dtype)
         self.num_heads = num_heads
         self.num_layers = num_layers
         self.stack_dim = width
@@ -140,7 +136,6 @@ class MulT(nn.Module):
                 dtype=dtype,
             )
 
-        self.projections = make_projections(declared, width, bias=False, device=device, dtype=dtype)
         self.cross_stacks = nn.ModuleDict(
             {
                 name: nn.ModuleDict(
@@ -221,17 +216,6 @@ class MulT(nn.Module):
         mixed = self.out_proj(fused + self.head_out(hidden))
         result = clear_empty(mixed, received.values())
         return (result, fused) if return_fused else result
-
-    def presence(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:

@@ -1,6 +1,5 @@
 """A weighted sum of the modalities, with learned or fixed weights."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast, overload
 
@@ -8,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import expect_choice, expect_size
+from grf_fusion._checks.arguments import expect_choice, expect_number, expect_size
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import presence_matrix
 from grf_fusion._inputs.masks import unmask_empty
-from grf_fusion._inputs.projections import make_projections, receive_all, weight_of
+from grf_fusion._inputs.projections import weight_of
+from grf_fusion.baselines._base import Baseline
 
 OWNER = "WeightedSumFusion"
 
 
-class WeightedSumFusion(nn.Module):
+class WeightedSumFusion(Baseline):
     r"""Add up the modalities, each with one weight per sample.
 
         v_k = Pool(x_k W_k + b_k)                          mean over real steps, 0 if missing
@@ -50,10 +49,8 @@ class WeightedSumFusion(nn.Module):
         (torch.Size([4, 8]), torch.Size([4, 2]))
     """
 
-    modalities: dict[str, int]
-    embed_dim: int
+    _owner = OWNER
     weights: Literal["sigmoid", "softmax"] | dict[str, float]
-    projections: nn.ModuleDict
     gate: nn.Linear | None
     fixed: Tensor | None
 
@@ -69,11 +66,8 @@ class WeightedSumFusion(nn.Module):
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
         chosen = _check_weights(weights, declared)
-        super().__init__()
-        self.modalities = declared
-        self.embed_dim = embed_dim
+        super().__init__(declared, embed_dim, device=device, dtype=dtype)
         self.weights = chosen
-        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
         self.gate = fixed = None
         if isinstance(chosen, str):
             count = len(declared)
@@ -134,25 +128,12 @@ class WeightedSumFusion(nn.Module):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
-        received = receive_all(
-            OWNER, self.projections, features, masks, present, declared=self.modalities
-        )
+        received = self._receive(features, masks, present)
         vectors = torch.stack([part.pool() for part in received.values()], dim=1)
         here = torch.stack([part.present for part in received.values()], dim=1)
         weights = self._weigh(vectors.flatten(1), here)
         fused = (weights.unsqueeze(-1) * vectors).sum(dim=1)
         return (fused, weights) if return_weights else fused
-
-    def presence(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        return presence_matrix(OWNER, features, masks, present, declared=self.modalities, like=like)
 
     @override
     def extra_repr(self) -> str:
@@ -189,12 +170,8 @@ def _check_weights(
             f"unexpected {unexpected}, missing {missing}."
         )
     for name, value in fixed.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
-            raise ValueError(
-                f"{OWNER}: expected `weights[{name!r}]` to be a finite number of at least 0, "
-                f"got {value!r}."
-            )
+        rule = "a finite number of at least 0"
+        expect_number(OWNER, f"weights[{name!r}]", value, rule, at_least=0)
     if not any(fixed.values()):
         raise ValueError(f"{OWNER}: expected `weights` to hold a number above 0, got only 0.")
     return {name: float(fixed[name]) for name in declared}

@@ -59,11 +59,7 @@ def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, 
 
 
 def check_order(order: Sequence[str]) -> list[str]:
-    """Return the names.
-
-    Raises:
-        ValueError: If they are not at least two different strings.
-    """
+    """Return the names, or raise ValueError if they are not at least two different strings."""
     usable = isinstance(order, Sequence) and all(isinstance(name, str) for name in order)
     names = list(order) if usable and not isinstance(order, str) else []
     if len(names) < 2 or len(set(names)) != len(names):
@@ -76,21 +72,7 @@ def check_order(order: Sequence[str]) -> list[str]:
 def axis_of(
     weights: Mapping[str, Tensor], key: str, axis: int, *, prefix: str, ndim: int = 2
 ) -> int:
-    """Infer a size from a weight.
-
-    Args:
-        weights: All weights by name.
-        key: Name of the weight.
-        axis: The axis.
-        prefix: Prefix of the names of projections.
-        ndim: Expected number of axes.
-
-    Returns:
-        The size.
-
-    Raises:
-        ValueError: If there is no such weight, or it has other axes.
-    """
+    """Infer a size from a weight, or raise ValueError if it is missing or has other axes."""
     if key not in weights:
         projected = sorted(name for name in weights if str(name).startswith(prefix))
         hint = "It is all of the authors' model, with their names, and `model` says whose it is."
@@ -110,11 +92,7 @@ def describe(value: object) -> str:
 
 
 def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not exactly the expected ones, of one dtype on one device.
-
-    Raises:
-        ValueError: If names, shapes, dtypes or devices differ.
-    """
+    """Refuse weights that are not exactly the expected ones, of one dtype on one device."""
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
     if missing or unexpected:

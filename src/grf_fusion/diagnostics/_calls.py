@@ -43,11 +43,7 @@ class Call(NamedTuple):
     names: tuple[str, ...]
 
     def run(self, present: Tensor) -> Tensor:
-        """Fuse the batch, repeated once for each of the ``(times, batch, modalities)``.
-
-        Returns:
-            ``(times, batch, ...)``.
-        """
+        """Fuse the batch for each of ``(times, batch, modalities)``, to ``(times, batch, ...)``."""
         times = len(present)
         context = self.fusion(
             _repeat(self.features, times),
@@ -65,21 +61,7 @@ def check_call(
     masks: Features | None,
     present: Tensor | None,
 ) -> Call:
-    """Check a fusion and the arguments of its call.
-
-    Args:
-        owner: Name of the function, for the message.
-        fusion: The fusion.
-        features: Features of each modality.
-        masks: Masks of each modality, or ``None``.
-        present: ``(batch, modalities)``, or ``None``.
-
-    Returns:
-        The call.
-
-    Raises:
-        ShapeError: If ``fusion`` is not a fusion, or rejects the call.
-    """
+    """Check a fusion and the arguments of its call; ``ShapeError`` if it rejects them."""
     if not isinstance(fusion, nn.Module) or not isinstance(fusion, Fusion):
         raise ShapeError(
             f"{owner}: expected `fusion` to be a GatedRecurrentFusion or a fusion of "
@@ -103,11 +85,7 @@ def evaluating(module: nn.Module) -> Generator[None]:
 
 
 def score(owner: str, argument: str, function: Callable[..., Any], context: Tensor) -> Tensor:
-    """Return the score of each sample, at least float32.
-
-    Raises:
-        ShapeError: If the function returns another shape.
-    """
+    """Return the score of each sample, at least float32; refuse another shape."""
     scores = expect_tensor(owner, f"{argument}(context)", function(context))
     hint = " Give each sample one number, not their mean."
     expect_shape(owner, f"{argument}(context)", scores, {"batch": context.shape[0]}, hint)
@@ -115,11 +93,7 @@ def score(owner: str, argument: str, function: Callable[..., Any], context: Tens
 
 
 def measure(owner: str, argument: str, function: Callable[..., Any], context: Tensor) -> float:
-    """Return the metric of the batch.
-
-    Raises:
-        ShapeError: If the function does not return one number.
-    """
+    """Return the metric of the batch; refuse what is not one number."""
     value = function(context)
     single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
     if not single and (not isinstance(value, int | float) or isinstance(value, bool)):

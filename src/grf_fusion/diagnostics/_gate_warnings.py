@@ -10,6 +10,25 @@ from grf_fusion.diagnostics._options import expect_fraction
 from grf_fusion.diagnostics._trace import read_trace
 
 OWNER = "gate_warnings"
+Kind = Literal["context collapse", "never let in", "constant gate"]
+MESSAGES: dict[Kind, str] = {
+    "context collapse": (
+        "At {name!r} the gate keeps {measured:.1%} of the context on average (limit {limit:.1%}): "
+        "what earlier modalities said is erased. Try form='residual', gate_bias='chrono' or a "
+        "smaller number, ModalityDropout so that the earlier ones have to count, or another order."
+    ),
+    "never let in": (
+        "{name!r} is not let in: its gate is {measured:.2g} on average (limit {limit:.2g}). Try to "
+        "standardise its features, a larger gate_bias, modulate_gradients if another modality "
+        "learns faster, or leave it out if leave_one_out says that nothing is lost."
+    ),
+    "constant gate": (
+        "The gate of {name!r} does not depend on its input: its standard deviation over samples "
+        "is {measured:.2g} (limit {limit:.2g}). Try longer training, a larger learning rate or "
+        "less weight decay for unit.linear, or a gate_bias nearer to 0. With form='residual' or "
+        "form='paper' also try features of larger scale."
+    ),
+}
 
 
 class GateWarning(NamedTuple):
@@ -23,7 +42,7 @@ class GateWarning(NamedTuple):
         message: What was measured, and what to try.
     """
 
-    kind: Literal["context collapse", "never let in", "constant gate"]
+    kind: Kind
     modality: str
     measured: float
     limit: float
@@ -91,11 +110,11 @@ def gate_warnings(
         kept = _kept(steps.gates[:, place], had_before)
         spread = numbers.between_samples[step].item()
         if kept is not None and kept < erased_below:
-            found.append(_collapse(name, kept, erased_below))
+            found.append(_warn("context collapse", name, kept, erased_below))
         elif mean < closed_below:
-            found.append(_shut(name, mean, closed_below))
+            found.append(_warn("never let in", name, mean, closed_below))
         elif count > 1 and spread < constant_below:
-            found.append(_constant(name, spread, constant_below))
+            found.append(_warn("constant gate", name, spread, constant_below))
     return found
 
 
@@ -103,29 +122,6 @@ def _kept(gates: Tensor, samples: Tensor) -> float | None:
     return (1 - gates[samples]).mean().item() if bool(samples.any()) else None
 
 
-def _collapse(name: str, kept: float, limit: float) -> GateWarning:
-    message = (
-        f"At {name!r} the gate keeps {kept:.1%} of the context on average (limit {limit:.1%}): "
-        "what earlier modalities said is erased. Try form='residual', gate_bias='chrono' or a "
-        "smaller number, ModalityDropout so that the earlier ones have to count, or another order."
-    )
-    return GateWarning("context collapse", name, kept, limit, message)
-
-
-def _shut(name: str, mean: float, limit: float) -> GateWarning:
-    message = (
-        f"{name!r} is not let in: its gate is {mean:.2g} on average (limit {limit:.2g}). Try to "
-        "standardise its features, a larger gate_bias, modulate_gradients if another modality "
-        "learns faster, or leave it out if leave_one_out says that nothing is lost."
-    )
-    return GateWarning("never let in", name, mean, limit, message)
-
-
-def _constant(name: str, spread: float, limit: float) -> GateWarning:
-    message = (
-        f"The gate of {name!r} does not depend on its input: its standard deviation over samples "
-        f"is {spread:.2g} (limit {limit:.2g}). Try longer training, a larger learning rate or "
-        "less weight decay for unit.linear, or a gate_bias nearer to 0. With form='residual' or "
-        "form='paper' also try features of larger scale."
-    )
-    return GateWarning("constant gate", name, spread, limit, message)
+def _warn(kind: Kind, name: str, measured: float, limit: float) -> GateWarning:
+    message = MESSAGES[kind].format(name=name, measured=measured, limit=limit)
+    return GateWarning(kind, name, measured, limit, message)

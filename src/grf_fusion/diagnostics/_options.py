@@ -7,29 +7,17 @@ from grf_fusion._checks.arguments import ShapeError, expect_number
 
 
 def expect_fraction(owner: str, argument: str, value: object, *, most: float = 1.0) -> None:
-    """Check that a threshold is in (0, ``most``).
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse a threshold outside (0, ``most``)."""
     expect_number(owner, argument, value, f"a number in (0, {most:g})", above=0, below=most)
 
 
 def expect_several(owner: str, argument: str, value: object) -> None:
-    """Check a number of draws, which needs a standard error.
-
-    Raises:
-        ValueError: If it is not an integer of at least 2.
-    """
+    """Refuse a number of draws below 2, which has no standard error."""
     expect_number(owner, argument, value, "an integer of at least 2", at_least=2, whole=True)
 
 
 def expect_function(owner: str, argument: str, value: object) -> Callable[..., Any]:
-    """Return a function after checking that it can be called.
-
-    Raises:
-        ShapeError: If it cannot be called.
-    """
+    """Return a function after checking that it can be called."""
     if not callable(value):
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a function of the context, "

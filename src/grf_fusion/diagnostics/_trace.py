@@ -38,19 +38,9 @@ class Steps(NamedTuple):
 
 
 def read_trace(owner: str, trace: object) -> Steps:
-    """Check a trace and return its steps.
+    """Return the steps of a trace; refuse what is none, or inconsistent.
 
     A learned opening is recognised by the gates: the first modality then has one too.
-
-    Args:
-        owner: Name of the function, for the message.
-        trace: The value.
-
-    Returns:
-        The steps.
-
-    Raises:
-        ShapeError: If it is not a trace, or its tensors are inconsistent.
     """
     if not isinstance(trace, FusionTrace):
         raise ShapeError(

@@ -1,0 +1,236 @@
+"""The parts of a chain and what it computes; `GatedRecurrentFusion` is its public face."""
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, Mode
+from grf_fusion._chain.parts import Factory, Where, make_block, make_summary, make_unit
+from grf_fusion._chain.state import FusionState, FusionTrace, check_state, mean_over_steps
+from grf_fusion._chain.step import (
+    Cell,
+    Context,
+    Incoming,
+    advance,
+    open_chain,
+    receive,
+    receive_summary,
+)
+from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._inputs.call import Arrival, presence_of
+from grf_fusion._inputs.masks import masked_mean
+from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
+from grf_fusion._inputs.scale import FeatureScale
+from grf_fusion._layers.summary import ModalitySummary
+
+NO_STEP = (
+    "With share_weights=False and opening='first' the modality declared first has no step of its "
+    "own: declare another one first, share the weights, or learn the opening."
+)
+
+
+class Chain(nn.Module):
+    """Parts and arithmetic of a `GatedRecurrentFusion`, which checks its calls and documents them.
+
+    A base class, against our own rule: the weights keep the names that they have without it, and
+    in one file with all public docstrings the arithmetic could not be found.
+    """
+
+    modalities: dict[str, int]
+    embed_dim: int
+    num_heads: int | None
+    num_layers: int
+    dim_feedforward: int | None
+    dropout: float
+    activation: Literal["gelu", "relu"]
+    form: Form
+    norm_first: bool | None
+    self_attention: bool | Literal["linear"] | None
+    symmetric: bool
+    packing: bool | Literal["auto"]
+    checkpoint: bool
+    context: Mode
+    opening: Literal["first", "learned"]
+    gate_bias: float | Literal["chrono"]
+    share_weights: bool
+    projections: nn.ModuleDict
+    scales: nn.ModuleDict | None
+    summaries: nn.ModuleDict | None
+    norm: nn.LayerNorm | None
+    position_dropout: nn.Dropout
+    block: nn.Module | None
+    unit: nn.Module | None
+    blocks: nn.ModuleDict | None
+    units: nn.ModuleDict | None
+    initial_context: nn.Parameter | None
+
+    def __init__(
+        self,
+        modalities: dict[str, int],
+        options: ChainOptions,
+        *,
+        block: Factory,
+        unit: Factory,
+        where: Where,
+    ) -> None:
+        super().__init__()
+        self.modalities = modalities
+        for name in SETTINGS:
+            setattr(self, name, getattr(options, name))
+        self._make_block, self._make_unit = block, unit
+        self.block = self.unit = self.blocks = self.units = self.initial_context = None
+        self.scales = self.summaries = self.norm = None
+        if options.share_weights:
+            self.block = make_block(options, block, **where)
+            self.unit = make_unit(options, unit, len(modalities), **where)
+        else:
+            self.blocks = None if options.form == "summary" else nn.ModuleDict()
+            self.units = nn.ModuleDict()
+            for name in list(modalities)[0 if self.opening == "learned" else 1 :]:
+                self._add_cell(options, name, len(modalities), where)
+        self.projections = make_projections(modalities, self.embed_dim, **where)
+        if options.form == "summary":
+            self.scales, self.summaries = nn.ModuleDict(), nn.ModuleDict()
+            for name in modalities:
+                self._add_summary(options, name, where)
+            self.norm = nn.LayerNorm(self.embed_dim, **where)
+        self.position_dropout = nn.Dropout(self.dropout)
+        if self.opening == "learned":
+            start = torch.empty(self.embed_dim, **where)
+            self.initial_context = nn.Parameter(nn.init.normal_(start, std=0.02))
+
+    @override
+    def extra_repr(self) -> str:
+        """Show modalities, sizes and order."""
+        order = " -> ".join(self.modalities)
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
+        return f"modalities={self.modalities}, order={order}, {settings}"
+
+    def _add(self, name: str, dim: int) -> None:
+        """Make the parts of one more modality."""
+        weight = self._reference()
+        options = ChainOptions(**{key: getattr(self, key) for key in SETTINGS})
+        where: Where = {"device": weight.device, "dtype": weight.dtype}
+        projection = nn.Linear(dim, self.embed_dim, **where)
+        if self.units is not None:
+            self._add_cell(options, name, len(self.modalities) + 1, where)
+        if self.summaries is not None:
+            self._add_summary(options, name, where)
+        self.projections[name] = projection
+        for parts in (self.blocks, self.units, self.scales, self.summaries, self.projections):
+            if parts is not None:
+                parts[name].train(self.training)
+        self.modalities[name] = dim
+
+    def _add_cell(self, options: ChainOptions, name: str, modalities: int, where: Where) -> None:
+        # Both before either is kept: a factory that fails leaves nothing half done.
+        block = make_block(options, self._make_block, **where)
+        unit = make_unit(options, self._make_unit, modalities, **where)
+        if self.blocks is not None and block is not None:
+            self.blocks[name] = block
+        cast(nn.ModuleDict, self.units)[name] = unit
+
+    def _add_summary(self, options: ChainOptions, name: str, where: Where) -> None:
+        scales, summaries = cast(nn.ModuleDict, self.scales), cast(nn.ModuleDict, self.summaries)
+        scales[name] = FeatureScale(**where)
+        summaries[name] = make_summary(options, **where)
+
+    def _reference(self) -> Tensor:
+        """A parameter that tells dtype and device."""
+        return weight_of(self.projections)
+
+    def _check_state(self, state: object) -> FusionState:
+        return check_state(
+            OWNER,
+            state,
+            context=self.context,
+            dim=self.embed_dim,
+            modalities=len(self.modalities),
+            like=self._reference(),
+        )
+
+    def _check_steps(self, argument: str, rule: str, names: tuple[str, ...], got: object) -> None:
+        """Refuse a step of the modality that has none."""
+        if self.units is not None and not all(name in self.units for name in names):
+            raise ShapeError(f"{OWNER}: expected `{argument}` to {rule}, got {got}. {NO_STEP}")
+
+    def _advance(
+        self, context: Context | None, name: str, arrival: Arrival, batch: int
+    ) -> tuple[Context, Tensor]:
+        """Fuse one modality; return the new context and the gate of each of its steps."""
+        incoming, start = self._receive(name, arrival, batch), self.initial_context
+        if context is None and start is None:
+            is_sequence = arrival.features is not None
+            context = open_chain(incoming, mode=self.context, is_sequence=is_sequence)
+            return context, context.values.new_zeros(batch, self.embed_dim)
+        if context is None:
+            context = Context(cast(Tensor, start).expand(batch, -1), None)
+        cell = Cell(
+            self.block if self.blocks is None else self.blocks[name],
+            cast(nn.Module, self.unit if self.units is None else self.units[name]),
+            self.position_dropout,
+            mode=self.context,
+            residual=self.form == "residual",
+            learned=start is not None,
+        )
+        return advance(cell, context, incoming)
+
+    def _state_after(
+        self, state: FusionState | None, context: Context, name: str, arrival: Arrival
+    ) -> FusionState:
+        """Return the state of a context that has just fused one more modality."""
+        device = context.values.device
+        here = presence_of(arrival, context.values.shape[0], device).unsqueeze(1)
+        index = torch.arange(len(self.modalities), device=device)
+        seen = here & (index == list(self.modalities).index(name))
+        seen = seen if state is None else seen | state.present
+        return FusionState(context.values, context.real(), seen)
+
+    def _receive(self, name: str, arrival: Arrival, batch: int) -> Incoming:
+        projection = cast(nn.Linear, self.projections[name])
+        if self.scales is None or self.summaries is None:
+            return receive(projection, arrival, batch, self.position_dropout)
+        scale = cast(FeatureScale, self.scales[name])
+        summary = cast(ModalitySummary, self.summaries[name])
+        return receive_summary(projection, scale, summary, arrival, batch, packing=self.packing)
+
+    def _keep_unused(self, context: Context, batch: int) -> Context:
+        """Keep block and unit in the graph where nothing follows the only modality."""
+        if len(self.modalities) > 1 or self.initial_context is not None or self.unit is None:
+            return context
+        (name,) = self.modalities
+        return self._advance(context, name, Arrival(None, None, None), batch)[0]
+
+    def _readout(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norm is not None:
+            values = self.norm(values)
+            if mask is None or self.opening == "learned":
+                return values
+            return values.masked_fill(~mask, 0.0)
+        if self.context == "first_sequence" and values.ndim == 3:
+            return masked_mean(add_positions(values, self._reference()), mask)
+        return values
+
+    def _trace(
+        self,
+        names: tuple[str, ...],
+        steps: list[tuple[Context, Tensor]],
+        arrivals: Mapping[str, Arrival],
+        batch: int,
+    ) -> FusionTrace:
+        contexts = [mean_over_steps(self._readout(*context), context.mask) for context, _ in steps]
+        gates = [mean_over_steps(gate, context.mask) for context, gate in steps]
+        device = contexts[0].device
+        present = [presence_of(arrivals[name], batch, device) for name in names]
+        timed = self.context == "sequence" and len(names) > 1
+        return FusionTrace(
+            torch.stack(contexts, dim=1),
+            torch.stack(gates, dim=1)[:, 0 if self.opening == "learned" else 1 :],
+            torch.stack(present, dim=1),
+            names,
+            torch.stack([gate for _, gate in steps[1:]], dim=1) if timed else None,
+            steps[-1][0].real() if timed else None,
+        )
