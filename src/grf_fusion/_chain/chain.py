@@ -161,7 +161,7 @@ class Chain(nn.Module):
         self, context: Context | None, name: str, arrival: Arrival, batch: int
     ) -> tuple[Context, Tensor]:
         """Fuse one modality; return the new context and the gate of each of its steps."""
-        incoming, start = self._receive(name, arrival, batch), self.initial_context
+        incoming, start = self._incoming(name, arrival, batch), self.initial_context
         if context is None and start is None:
             is_sequence = arrival.features is not None
             context = open_chain(incoming, mode=self.context, is_sequence=is_sequence)
@@ -172,6 +172,7 @@ class Chain(nn.Module):
             self.block if self.blocks is None else self.blocks[name],
             cast(nn.Module, self.unit if self.units is None else self.units[name]),
             self.position_dropout,
+            self._reference(),
             mode=self.context,
             residual=self.form == "residual",
             learned=start is not None,
@@ -187,9 +188,9 @@ class Chain(nn.Module):
         index = torch.arange(len(self.modalities), device=device)
         seen = here & (index == list(self.modalities).index(name))
         seen = seen if state is None else seen | state.present
-        return FusionState(context.values, context.real(), seen)
+        return FusionState(context.values, context.full_mask(), seen)
 
-    def _receive(self, name: str, arrival: Arrival, batch: int) -> Incoming:
+    def _incoming(self, name: str, arrival: Arrival, batch: int) -> Incoming:
         projection = cast(nn.Linear, self.projections[name])
         if self.scales is None or self.summaries is None:
             return receive(projection, arrival, batch, self.position_dropout)
@@ -232,5 +233,5 @@ class Chain(nn.Module):
             torch.stack(present, dim=1),
             names,
             torch.stack([gate for _, gate in steps[1:]], dim=1) if timed else None,
-            steps[-1][0].real() if timed else None,
+            steps[-1][0].full_mask() if timed else None,
         )

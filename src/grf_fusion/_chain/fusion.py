@@ -53,8 +53,8 @@ class GatedRecurrentFusion(Chain):
     Differences from the paper, in every form: padding and missing modalities are handled; with
     ``context="pooled"`` weights that cannot influence the output are left out; ``context``,
     ``opening="learned"``, ``gate_bias``, ``share_weights=False`` and the options of the block are
-    additions. The other two forms keep the context itself where the paper keeps the output of the
-    block. The page "Differences from the paper" gives the reasons.
+    additions. ``form="summary"`` and ``form="residual"`` keep the context itself where the paper
+    keeps the output of the block. Reasons: ``docs/differences.md``.
 
     The arguments are listed in four groups: usual (to ``dropout``), architecture (to
     ``self_attention``), research (to ``unit``) and performance.

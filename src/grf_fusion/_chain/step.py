@@ -49,19 +49,16 @@ class Context(NamedTuple):
 
     Attributes:
         values: ``(batch, dim)`` or ``(batch, time, dim)``.
-        mask: ``(batch, 1)`` or ``(batch, time)`` bool: real steps, ``None`` for all; a sample
-            without any has no context yet.
+        mask: ``(batch, 1)`` or ``(batch, time)`` bool: real steps; a sample without any has no
+            context yet. ``None`` where every sample has a vector.
     """
 
     values: Tensor
     mask: Tensor | None
 
-    def real(self) -> Tensor:
+    def full_mask(self) -> Tensor:
         """Return the mask as a tensor."""
-        if self.mask is not None:
-            return self.mask
-        shape = (self.values.shape[0], 1 if self.values.ndim == 2 else self.values.shape[1])
-        return torch.ones(shape, dtype=torch.bool, device=self.values.device)
+        return _ones(self.values, 1) if self.mask is None else self.mask
 
 
 class StepResult(NamedTuple):
@@ -71,11 +68,14 @@ class StepResult(NamedTuple):
         fused: ``(batch, dim)`` or ``(batch, time, dim)``: the context of a sample that takes it.
         held: The same shape: the context of a sample that does not.
         gate: The same shape.
+        own: Whether block and unit are ours, whose results depend on all that they get and are new
+            tensors.
     """
 
     fused: Tensor
     held: Tensor
     gate: Tensor
+    own: bool
 
 
 def receive(projection: nn.Linear, arrival: Arrival, batch: int, dropout: nn.Dropout) -> Incoming:
@@ -87,7 +87,7 @@ def receive(projection: nn.Linear, arrival: Arrival, batch: int, dropout: nn.Dro
         drop(dropout, add_positions(projected, projection.weight)),
         real,
         None if arrival.mask is None else unmask_empty(arrival.mask),
-        _presence_of(arrival, batch, features),
+        _presence_or_none(arrival, batch, features.device),
     )
 
 
@@ -102,7 +102,7 @@ def receive_summary(
 ) -> Incoming:
     """Scale and project a modality, add PE and summarise it: what enters the chain is one step."""
     features, real = fill(projection, arrival, batch)
-    present = _presence_of(arrival, batch, features)
+    present = _presence_or_none(arrival, batch, features.device)
     time, weight = features.shape[1], projection.weight
     packed = None
     # An absent modality keeps its one empty step, and layers of others are given samples and time.
@@ -125,8 +125,8 @@ def receive_summary(
     return Incoming(step, step, None, None, present)
 
 
-def _presence_of(arrival: Arrival, batch: int, like: Tensor) -> Tensor | None:
-    return None if arrival.is_complete else presence_of(arrival, batch, like.device)
+def _presence_or_none(arrival: Arrival, batch: int, device: torch.device) -> Tensor | None:
+    return None if arrival.is_complete else presence_of(arrival, batch, device)
 
 
 def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummary) -> bool:
@@ -146,7 +146,8 @@ def open_chain(incoming: Incoming, *, mode: Mode, is_sequence: bool) -> Context:
     if is_sequence and mode != "pooled":
         # Autocast projects in half precision; a state has one dtype from its first step on.
         values = fill_masked(incoming.projected, incoming.real).to(incoming.encoded.dtype)
-        return Context(values, incoming.real)
+        real = _ones(values, values.shape[1]) if incoming.real is None else incoming.real
+        return Context(values, real)
     real = None if incoming.present is None else incoming.present.unsqueeze(1)
     opener = fill_masked(masked_mean(incoming.encoded, incoming.mask).unsqueeze(1), real)
     return Context(opener if mode == "sequence" else opener.squeeze(1), real)
@@ -159,6 +160,7 @@ class Cell(NamedTuple):
         block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
         unit: Gated fusion unit.
         dropout: Dropout of the context, after positions are added.
+        like: A parameter, which has the precision of positions.
         mode: What the context is.
         residual: Whether the gate keeps the context itself.
         learned: Whether every sample starts with a learned context.
@@ -167,6 +169,7 @@ class Cell(NamedTuple):
     block: nn.Module | None
     unit: nn.Module
     dropout: nn.Dropout
+    like: Tensor
     mode: Mode
     residual: bool
     learned: bool
@@ -177,16 +180,21 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
 
     Returns the new context and the gate of each of its steps, 0 where none was applied.
     """
-    fused, held, gate = _fuse(cell, context, incoming)
+    fused, held, gate, own = _fuse(cell, context, incoming)
     present, mask = incoming.present, context.mask
-    if present is None:
-        # Every sample has both: there is nothing to select. A selection would also join two types.
-        if mask is None and fused.dtype == held.dtype:
+    if own:
+        # Every sample has both. Only a selection brings both to one dtype under autocast.
+        if present is None and mask is None and fused.dtype == held.dtype:
             return Context(fused, None), gate
-        present = torch.ones(held.shape[0], dtype=torch.bool, device=held.device)
+    else:
+        # The selections below keep all in the graph that parts of others ignore, and copy.
+        mask = context.full_mask()
+    if present is None:
+        present = _ones(held, 1).squeeze(1)
     is_open = None if mask is None else mask.any(dim=1)
     fuses = present if is_open is None else present & is_open
     gate = gate.masked_fill(~_over(fuses, gate), 0.0)
+    # With a learned context nothing opens, not even where a state made by hand has none.
     if mask is None or is_open is None or cell.learned:
         return Context(_select(fuses, fused, held), mask), gate
     opens = present & ~is_open
@@ -205,47 +213,55 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
 def _fuse(cell: Cell, context: Context, incoming: Incoming) -> StepResult:
     values, mask = context
     if cell.block is None:
-        fused, gate = _call_unit(cell.unit, values, incoming.encoded.squeeze(1))
-        return StepResult(fused, values, gate)
+        fused, gate, own = _call_unit(cell.unit, values, incoming.encoded.squeeze(1))
+        return StepResult(fused, values, gate, own)
     is_sequence = values.ndim == 3
     steps = encoded = values if is_sequence else values.unsqueeze(1)
     # A position that is added to one vector at every step crowds out what the vector has kept.
     if is_sequence or not cell.residual:
-        encoded = drop(cell.dropout, add_positions(steps, incoming.encoded))
-    # A vector without a context has no real step, and its result is thrown away.
+        encoded = drop(cell.dropout, add_positions(steps, cell.like))
+    # A sample whose vector is no context yet would have no real step; its result is thrown away.
     real = mask if is_sequence else None
-    enriched, update = _call_block(cell.block, encoded, real, incoming)
+    enriched, update, own_block = _call_block(cell.block, encoded, real, incoming)
     update = masked_mean(update, incoming.mask)
     if cell.mode == "sequence":
         update = update.unsqueeze(1)
         pair = (steps, enriched + update)
         if not cell.residual:
             pair = (enriched, update.expand_as(enriched))
-        fused, gate = _call_unit(cell.unit, *pair)
-        return StepResult(fill_masked(fused, mask), values, gate)
+        fused, gate, own_unit = _call_unit(cell.unit, *pair)
+        return StepResult(fill_masked(fused, mask), values, gate, own_block and own_unit)
     pooled = masked_mean(enriched, real)
     # A sequence that meets an absent modality is pooled as if it had opened as a vector.
     held = masked_mean(encoded, mask) if is_sequence else values
-    fused, gate = _call_unit(
-        cell.unit, *((held, pooled + update) if cell.residual else (pooled, update))
-    )
-    return StepResult(fused, held, gate)
+    pair = (held, pooled + update) if cell.residual else (pooled, update)
+    fused, gate, own_unit = _call_unit(cell.unit, *pair)
+    return StepResult(fused, held, gate, own_block and own_unit)
 
 
 def _call_block(
     block: nn.Module, context: Tensor, mask: Tensor | None, incoming: Incoming
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
+    """Return context and modality enriched, and whether the block is ours."""
     modality = incoming.encoded
     masks = {"modality_mask": incoming.real, "padded_mask": incoming.mask}
     value = enrich(block, context, modality, context_mask=mask, **masks)
-    return value if is_own_block(block, context) else _pair("block()", value, (context, modality))
+    if is_own_block(block, context):
+        return *value, True
+    return *_pair("block()", value, (context, modality)), False
 
 
-def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return the new context and the gate, and whether the unit is ours."""
     if is_own_unit(unit, state):
-        return blend(unit, state, update)
+        return *blend(unit, state, update), True
     value = unit(state, update, return_gate=True)
-    return _pair("unit()", value, (state, state))
+    return *_pair("unit()", value, (state, state)), False
+
+
+def _ones(like: Tensor, time: int) -> Tensor:
+    """Return a mask ``(batch, time)`` of real steps alone."""
+    return torch.ones(like.shape[0], time, dtype=torch.bool, device=like.device)
 
 
 def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ class Received(NamedTuple):
     """A modality of a batch.
 
     Attributes:
-        steps: ``(batch, time, d_k)``, or ``(batch, time, dim)`` once it is projected; an absent
-            modality is one empty step.
+        steps: ``(batch, time, dim)``, projected; an absent modality is one empty step.
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         present: ``(batch,)`` bool: samples that have at least one real step.
     """

@@ -11,7 +11,7 @@ from grf_fusion._inputs.projections import Received, make_projections, receive_a
 
 
 class Baseline(nn.Module):
-    """Declared modalities, each with a projection; `OWNER` of its file is ``_owner`` of a baseline.
+    """Declared modalities, each with a projection; ``_owner`` is the name in error messages.
 
     A base class, against our own rule: the same setup and methods five times over would hide in
     each file what differs.
