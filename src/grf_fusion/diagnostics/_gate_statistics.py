@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from grf_fusion._chain.state import FusionTrace
-from grf_fusion.diagnostics._options import expect_fraction
+from grf_fusion._checks.arguments import expect_number
 from grf_fusion.diagnostics._trace import read_trace
 
 OWNER = "gate_statistics"
@@ -63,10 +63,9 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
         >>> numbers.steps, numbers.samples
         (('text', 'audio'), tensor([4, 4]))
     """
-    expect_fraction(OWNER, "saturation", saturation, most=0.5)
+    expect_number(OWNER, "saturation", saturation, "a number in (0, 0.5)", above=0, below=0.5)
     steps = read_trace(OWNER, trace)
-    first = 0 if steps.learned else 1
-    gates, applied = steps.gates[:, first:], steps.applied[:, first:]
+    gates, applied = steps.gates[:, steps.first :], steps.applied[:, steps.first :]
     took = applied.unsqueeze(-1)
     count = applied.sum(dim=0)
     number = count * gates.shape[-1]
@@ -78,7 +77,7 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     by_feature = (gates * took).sum(dim=0) / count.unsqueeze(-1)
     variance = ((gates - by_feature).square() * took).sum(dim=0) / count.unsqueeze(-1)
     return GateStatistics(
-        steps=steps.names[first:],
+        steps=steps.names[steps.first :],
         samples=count,
         mean=usual,
         spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._checks.arguments import ShapeError, expect_tensor
-from grf_fusion.diagnostics._calls import check_call, evaluating
-from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._calls import check_call, evaluating, expect_function
 from grf_fusion.diagnostics._trace import mean_where
 
 OWNER = "gradient_share"

@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._checks.arguments import expect_size
-from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
-from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._calls import (
+    check_call,
+    draw,
+    evaluating,
+    expect_function,
+    measure,
+)
 
 OWNER = "missing_curve"
 

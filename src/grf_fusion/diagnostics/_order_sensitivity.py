@@ -10,8 +10,13 @@ from torch import Tensor
 
 from grf_fusion._chain.fusion import GatedRecurrentFusion
 from grf_fusion._checks.arguments import ShapeError, expect_size
-from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
-from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._calls import (
+    check_call,
+    draw,
+    evaluating,
+    expect_function,
+    measure,
+)
 
 OWNER = "order_sensitivity"
 MOST_EXACT = 5
@@ -123,7 +128,7 @@ def order_sensitivity(
 def _permutations(
     names: Sequence[str], number: int, generator: torch.Generator | None
 ) -> list[tuple[str, ...]]:
-    """Return ``count`` different permutations, the given one first."""
+    """Return ``number`` different permutations, the given one first."""
     if len(names) <= MOST_EXACT:
         every = list(itertools.permutations(names))
         shuffled = draw(generator, len(every) - 1).argsort() + 1

@@ -53,21 +53,14 @@ class Summary(NamedTuple):
         """Write the table."""
         total = sum(self.parameters) + self.shared_parameters
         rows: list[tuple[str, ...]] = [HEADER]
-        for name, width, present, real, steps, own, cost in zip(
-            self.modalities,
-            self.widths,
-            self.present,
-            self.real_steps,
-            self.steps,
-            self.parameters,
-            self.operations,
-            strict=True,
-        ):
+        for k, name in enumerate(self.modalities):
+            real, steps = self.real_steps[k], self.steps[k]
+            own, cost = self.parameters[k], self.operations[k]
             rows.append(
                 (
                     name,
-                    str(width),
-                    f"{present} of {self.samples}",
+                    str(self.widths[k]),
+                    f"{self.present[k]} of {self.samples}",
                     f"{real} of {steps}",
                     _share(steps - real, steps),
                     f"{own:,} ({_share(own, total)})",
@@ -137,15 +130,11 @@ def summary(
     costs = {name: total - _operations(call, [n for n in given if n != name]) for name in given}
     real: list[int] = []
     steps: list[int] = []
-    for column, name in enumerate(call.names):
-        x = features.get(name)
-        here = call.here[:, column]
-        mask = call.masks.get(name)
-        steps.append(0 if x is None else x.shape[0] * x.shape[1])
-        if mask is not None:
-            real.append(int((mask.bool() & here.unsqueeze(1)).sum()))
-        else:
-            real.append(0 if x is None else x.shape[1] * int(here.sum()))
+    for name, here in zip(call.names, call.here.unbind(1), strict=True):
+        x, mask = features.get(name), call.masks.get(name)
+        time = 0 if x is None else x.shape[1]
+        steps.append(time * len(here))
+        real.append(time * int(here.sum()) if mask is None else int(mask[here].sum()))
     return Summary(
         type(fusion).__name__,
         len(call.here),

@@ -20,7 +20,8 @@ class Steps(NamedTuple):
         mask: ``(batch, time)``: the real ones of these time steps.
         present: ``(batch, modalities)``.
         opener: ``(batch, modalities)``: True where the modality opens the sample's context.
-        learned: Whether every sample starts from a learned vector, without an opener.
+        first: The first modality that is a step: 0 if every sample starts from a learned vector,
+            1 if modalities open the context.
     """
 
     names: tuple[str, ...]
@@ -29,7 +30,7 @@ class Steps(NamedTuple):
     mask: Tensor
     present: Tensor
     opener: Tensor
-    learned: bool
+    first: int
 
     @property
     def applied(self) -> Tensor:
@@ -76,7 +77,8 @@ def read_trace(owner: str, trace: object) -> Steps:
         opener = present & (present.cumsum(dim=1) == 1)
     exact = torch.promote_types(gates.dtype, torch.float32)
     gates, full = gates.to(exact), full.to(exact)
-    return Steps(tuple(trace.order), gates, full, mask.bool(), present, opener, learned)
+    first = 0 if learned else 1
+    return Steps(tuple(trace.order), gates, full, mask.bool(), present, opener, first)
 
 
 def mean_where(values: Tensor, here: Tensor) -> Tensor:

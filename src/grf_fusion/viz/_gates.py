@@ -47,14 +47,13 @@ def plot_gates(
     """
     expect_choice("plot_gates", "by", by, ("feature", "sample"))
     steps = read_trace("plot_gates", trace)
-    first = 0 if steps.learned else 1
-    names = steps.names[first:]
+    names = steps.names[steps.first :]
     if not names:
         raise ShapeError(
             "plot_gates: expected `trace` to have a step, got none. An only modality that opens "
             "the context has no gate."
         )
-    gates, took = steps.gates[:, first:].detach(), steps.applied[:, first:]
+    gates, took = steps.gates[:, steps.first :].detach(), steps.applied[:, steps.first :]
     if by == "feature":
         rows = (gates * took.unsqueeze(-1)).sum(dim=0) / took.sum(dim=0).unsqueeze(-1)
     else:
