@@ -79,7 +79,7 @@ def attention_maps(
         shared = cast(nn.Module, fusion.block)
         for block in [shared] if fusion.blocks is None else fusion.blocks.values():
             for handle in _watch(block, caught):
-                hooks.callback(handle.remove)
+                hooks.enter_context(handle)
         _, trace = fusion(features, masks=masks, present=present, order=order, return_trace=True)
     steps = read_trace(OWNER, trace)
     stepping = range(steps.first, len(steps.names))
