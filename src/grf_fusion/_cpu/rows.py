@@ -51,7 +51,9 @@ class Rows(NamedTuple):
         """Return the rows."""
         steps = steps.flatten(0, 1)
         # The gradient of `index_select` adds row after row, although no two meet.
-        return steps.index_select(0, self.place) if is_transformed() else _pack(steps, self.place)
+        if is_transformed():
+            return steps.index_select(0, self.place)
+        return _Pack.call(steps, self.place)
 
     def unpack(self, rows: Tensor) -> Tensor:
         """Return ``(batch, time, dim)`` with 0 in padding."""
@@ -82,9 +84,6 @@ class _Pack(Formula):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (place,) = ctx.saved_tensors
         return _scatter(gradients[0], place, ctx.size), None
-
-
-_pack = _Pack.call
 
 
 class _Spread(Formula):
@@ -133,11 +132,9 @@ def attend_rows(
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, keys: Rows, dropout: float) -> Tensor:
-    batch, time = keys.shape
     mask = keys.mask
     if mask is None:
-        mask = torch.zeros(batch * time, dtype=torch.bool, device=k.device)
-        mask = mask.index_fill_(0, keys.place, True).view(batch, time)  # noqa: FBT003
+        mask = keys.unpack(torch.ones_like(keys.place, dtype=torch.bool))
     allowed = unmask_empty(mask)[:, None, None, :]
     q, k, v = (steps.transpose(1, 2) for steps in (q, k, v))
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
@@ -202,11 +199,11 @@ def worth_rows(masks: Sequence[Tensor], width: int, *, share: float) -> bool:
 
     The masks are on a device that must not be waited for; a step holds ``width`` numbers.
     """
-    known = [known_lengths(mask) for mask in masks]
     real = 0
-    for lengths in known:
-        if lengths is None:
+    for mask in masks:
+        known = known_lengths(mask)
+        if known is None:
             return False
-        real += sum(lengths.host)
+        real += sum(known.host)
     steps = sum(mask.numel() for mask in masks)
     return real < (1 - share) * steps and (steps - real) * width >= WORTH_LAUNCHES
