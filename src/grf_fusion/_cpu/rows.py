@@ -67,8 +67,7 @@ class Rows(NamedTuple):
         """Give each row the value of its sample, ``(batch, 1, ...)``."""
         if is_transformed():
             return values.squeeze(1).index_select(0, self.sample)
-        batch, time = self.shape
-        return _Spread.call(values, self.sample, self.place, batch, time)
+        return _Spread.call(values, self)
 
 
 class _Pack(Formula):
@@ -91,22 +90,18 @@ class _Spread(Formula):
 
     @override
     @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, sample: Tensor, place: Tensor, batch: int, time: int
-    ) -> Tensor:
-        ctx.save_for_backward(place)
-        ctx.shape = batch, time
-        return values.squeeze(1).index_select(0, sample)
+    def forward(ctx: Any, values: Tensor, layout: Rows) -> Tensor:
+        ctx.layout = layout
+        return values.squeeze(1).index_select(0, layout.sample)
 
     @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (place,) = ctx.saved_tensors
-        batch, time = ctx.shape
-        gradient = gradients[0]
-        steps = _scatter(gradient, place, batch * time)
+        (gradient,), layout = gradients, cast(Rows, ctx.layout)
+        batch, time = layout.shape
+        steps = _scatter(gradient, layout.place, batch * time)
         steps = steps.reshape(batch, time, *gradient.shape[1:])
-        return steps.sum(dim=1, keepdim=True), None, None, None, None
+        return steps.sum(dim=1, keepdim=True), None
 
 
 def _scatter(rows: Tensor, place: Tensor, size: int) -> Tensor:
@@ -123,8 +118,7 @@ def attend_rows(
         padded = queries.unpack(q), keys.unpack(k), keys.unpack(v)
         read = queries.pack(_attend_padded(*padded, keys, dropout))
     else:
-        offsets, longest = (queries.offsets, keys.offsets), (queries.longest, keys.longest)
-        read = kernel(q, k, v, *offsets, *longest)
+        read = kernel(q, k, v, queries.offsets, keys.offsets, queries.longest, keys.longest)
     if keys.mask is None:
         return read
     empty = ~keys.mask.any(dim=1)

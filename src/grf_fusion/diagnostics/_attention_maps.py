@@ -75,7 +75,7 @@ def attention_maps(
             "Write form='residual' or form='paper'."
         )
     caught: list[AttentionWeights | None] = []
-    with ExitStack() as hooks, evaluating(fusion), torch.no_grad():
+    with ExitStack() as hooks, evaluating(fusion):
         shared = cast(nn.Module, fusion.block)
         for block in [shared] if fusion.blocks is None else fusion.blocks.values():
             for handle in _watch(block, caught):

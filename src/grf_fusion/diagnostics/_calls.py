@@ -83,11 +83,12 @@ def expect_function(owner: str, argument: str, value: object) -> None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Generator[None]:
-    """Put a module into eval mode, and restore the mode of each of its modules afterwards."""
+    """Put a module into eval mode without gradients; restore the mode of each part afterwards."""
     training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for part, flag in training:
             part.training = flag

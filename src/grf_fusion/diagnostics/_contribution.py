@@ -200,7 +200,6 @@ def shapley_values(
     return ShapleyValues(call.names, values, mean, error.masked_fill(~call.here, 0.0), full, empty)
 
 
-@torch.no_grad()
 def _scores(
     owner: str, call: Call, coalitions: Tensor, value: Callable[[Tensor], Tensor], rows: int
 ) -> Tensor:

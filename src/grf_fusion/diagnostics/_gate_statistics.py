@@ -6,7 +6,7 @@ from torch import Tensor
 
 from grf_fusion._chain.state import FusionTrace
 from grf_fusion._checks.arguments import expect_number
-from grf_fusion.diagnostics._trace import read_trace
+from grf_fusion.diagnostics._trace import mean_where, read_trace
 
 OWNER = "gate_statistics"
 
@@ -67,18 +67,15 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     steps = read_trace(OWNER, trace)
     gates, applied = steps.gates[:, steps.first :], steps.applied[:, steps.first :]
     took = applied.unsqueeze(-1)
-    count = applied.sum(dim=0)
-    number = count * gates.shape[-1]
 
     def mean(values: Tensor) -> Tensor:
-        return (values * took).sum(dim=(0, 2)) / number
+        return mean_where(values, took).mean(dim=-1)
 
     usual = mean(gates)
-    by_feature = (gates * took).sum(dim=0) / count.unsqueeze(-1)
-    variance = ((gates - by_feature).square() * took).sum(dim=0) / count.unsqueeze(-1)
+    variance = mean_where((gates - mean_where(gates, took)).square(), took)
     return GateStatistics(
         steps=steps.names[steps.first :],
-        samples=count,
+        samples=applied.sum(dim=0),
         mean=usual,
         spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),
         between_samples=variance.sqrt().mean(dim=-1),

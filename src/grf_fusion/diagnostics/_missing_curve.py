@@ -82,7 +82,7 @@ def missing_curve(
     call = check_call(OWNER, fusion, features, masks, present)
     batch, count = call.here.shape
     rows: list[list[float]] = []
-    with evaluating(fusion), torch.no_grad():
+    with evaluating(fusion):
         for missing in range(count):
             row: list[float] = []
             for _ in range(draws if missing else 1):

@@ -109,7 +109,7 @@ def order_sensitivity(
     orders = min(orders, count)
     chosen = [head + tail for tail in _permutations(free, orders, generator)]
     values: list[float] = []
-    with evaluating(fusion), torch.no_grad():
+    with evaluating(fusion):
         for order in chosen:
             context = fusion(features, masks=masks, present=call.here, order=order)
             values.append(measure(OWNER, "metric", metric, context))

@@ -173,7 +173,7 @@ def _operations(call: Call, names: Collection[str]) -> int:
     features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n in names}
     weights = {name: x.to("meta") for name, x in call.fusion.state_dict().items()}
     # Without masks, so that no step is left out, whatever the values.
-    with evaluating(call.fusion), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(call.fusion), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(call.fusion, weights, (features,))
     return counter.get_total_flops()
 
