@@ -131,8 +131,7 @@ def shapley_values(
     where ``v(S)`` is ``value`` of the context given only the modalities S. Source: Shapley, "A
     value for n-person games" (1953). For up to 8 modalities all 2^n sets are computed. For more,
     phi is the mean over random orders of the gain of k over the modalities before it, with the
-    standard error of that mean (Castro, Gomez & Tejada 2009). A row always sums to
-    ``v(all) - v(none)``.
+    standard error of that mean (Castro, Gomez & Tejada 2009).
 
     The fusion runs in eval mode without gradients. Afterwards each module is in its previous mode.
 

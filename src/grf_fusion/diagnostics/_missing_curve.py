@@ -23,8 +23,7 @@ class MissingCurve(NamedTuple):
 
     Attributes:
         missing: Number of removed modalities, from 0 to one less than there are.
-        values: ``(len(missing), draws)`` in the unit of the metric; the row of 0 holds one
-            number.
+        values: ``(len(missing), draws)`` in the unit of the metric; row 0 holds one number.
     """
 
     missing: tuple[int, ...]

@@ -73,12 +73,9 @@ class Summary(NamedTuple):
             f"{self.shared_parameters:,} are shared, {self.total_operations:,} operations"
         )
         lines = [title]
-        for row in rows:
-            cells = [
-                cell.rjust(size) if number else cell.ljust(size)
-                for number, (cell, size) in enumerate(zip(row, widest, strict=True))
-            ]
-            lines.append("  ".join(cells))
+        for name, *cells in rows:
+            numbers = map(str.rjust, cells, widest[1:])
+            lines.append("  ".join([name.ljust(widest[0]), *numbers]))
         return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
 
 
@@ -147,7 +144,7 @@ def summary(
         everything - sum(own.values()),
         tuple(costs.get(name, 0) for name in call.names),
         total,
-        hints_of(call),
+        tuple(hints_of(call)),
     )
 
 
