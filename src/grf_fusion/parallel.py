@@ -13,8 +13,6 @@ from grf_fusion._layers.linear_attention import LinearAttention
 
 __all__ = ["tensor_parallel_plan"]
 
-OWNER = "tensor_parallel_plan"
-
 
 def tensor_parallel_plan(module: nn.Module) -> dict[str, ParallelStyle]:
     """Return a plan for `torch.distributed.tensor.parallel.parallelize_module`.
@@ -58,7 +56,7 @@ def tensor_parallel_plan(module: nn.Module) -> dict[str, ParallelStyle]:
         plan[f"{prefix}{outward}"] = RowwiseParallel()
     if not plan:
         raise ValueError(
-            f"{OWNER}: expected `module` to hold a block of grf_fusion, "
+            "tensor_parallel_plan: expected `module` to hold a block of grf_fusion, "
             f"got {type(module).__name__}."
         )
     return plan

@@ -63,11 +63,12 @@ class AdaptedModel(nn.Module):
         self.modalities = declared
         self.host = host
         self.adapters = nn.ModuleList(adapters.values())
-        self._call = _Call(declared)
-        self._handles: list[RemovableHandle] = [
-            host.get_submodule(name).register_forward_hook(_Hook(name, adapter, self._call))
-            for name, adapter in adapters.items()
-        ]
+        # By thread and not a `threading.local`, which can be neither copied nor saved.
+        self._running: dict[int, _Given] = {}
+        self._handles: list[RemovableHandle] = []
+        for name, adapter in adapters.items():
+            hook = _Hook(name, adapter, list(declared), self._running)
+            self._handles.append(host.get_submodule(name).register_forward_hook(hook))
 
     @override
     def forward(
@@ -105,11 +106,11 @@ class AdaptedModel(nn.Module):
         """
         given = check_mapping(OWNER, "features", features, self.modalities)
         real = check_mapping(OWNER, "masks", {} if masks is None else masks, self.modalities)
-        self._call.begin(_Given(given, hidden_mask, real, present))
+        self._running[_thread()] = _Given(given, hidden_mask, real, present)
         try:
             return self.host(*args, **kwargs)
         finally:
-            self._call.end()
+            del self._running[_thread()]
 
     def remove(self) -> nn.Module:
         """Remove the adapters.
@@ -129,53 +130,12 @@ class AdaptedModel(nn.Module):
 
 
 class _Given(NamedTuple):
-    """What a call brings for the adapters."""
+    """What a call brings for the adapters; a server may run one in each of its threads."""
 
     features: Mapping[str, Any]
     mask: Tensor | None
     masks: Mapping[str, Any]
     present: Tensor | None
-
-
-class _Call:
-    """The call that is running, if any; a server may run one in each of its threads."""
-
-    def __init__(self, declared: Mapping[str, int]) -> None:
-        self.declared = list(declared)
-        # By thread and not a `threading.local`, which can be neither copied nor saved.
-        self._running: dict[int, _Given] = {}
-
-    @property
-    def given(self) -> _Given | None:
-        """What the call of this thread brings."""
-        return self._running.get(_thread())
-
-    def begin(self, given: _Given) -> None:
-        """Start a call in this thread."""
-        self._running[_thread()] = given
-
-    def end(self) -> None:
-        """End it."""
-        del self._running[_thread()]
-
-    def enrich(self, adapter: FusionAdapter, hidden: Tensor, given: _Given) -> Tensor:
-        """Give an adapter what it declares."""
-        names, present = list(adapter.modalities), given.present
-        if present is not None:
-            present = check_present(
-                OWNER,
-                present,
-                batch=hidden.shape[0],
-                device=hidden.device,
-                modalities=len(self.declared),
-            )[:, [self.declared.index(name) for name in names]]
-        features, masks = (
-            {name: values[name] for name in names if name in values}
-            for values in (given.features, given.masks)
-        )
-        return cast(
-            Tensor, adapter(hidden, features, mask=given.mask, masks=masks, present=present)
-        )
 
 
 def _thread() -> int:
@@ -186,36 +146,46 @@ def _thread() -> int:
 class _Hook:
     """Puts an adapter behind a layer; a class, so that models can be copied and saved."""
 
-    def __init__(self, name: str, adapter: FusionAdapter, call: _Call) -> None:
+    def __init__(
+        self, name: str, adapter: FusionAdapter, declared: list[str], running: dict[int, _Given]
+    ) -> None:
         self.name = name
         self.adapter = adapter
-        self.call = call
+        self.declared = declared
+        self.running = running
 
     def __call__(self, _layer: nn.Module, _args: object, output: object) -> object:
-        given = self.call.given
+        given = self.running.get(_thread())
         if given is None:
             raise ShapeError(
                 f"{OWNER}: expected `host` to run inside a call of the AdaptedModel, got layer "
                 f"{self.name!r} called without one. Call the AdaptedModel, or take the adapters "
                 "off with `remove()`; recompute with the adapters' checkpoint=True, not the host's."
             )
-        hidden, rest = _split(output)
+        parts = cast("tuple[object, ...]", output) if isinstance(output, tuple) else (output,)
+        hidden = parts[0] if parts else parts
         if not isinstance(hidden, Tensor):
             raise ShapeError(
                 f"{OWNER}: expected `adapters[{self.name!r}]` to stand behind a layer that returns "
                 "its hidden states, alone or first in a tuple, "
                 f"got {type(hidden).__name__}."
             )
-        enriched = self.call.enrich(self.adapter, hidden, given)
-        return enriched if rest is None else (enriched, *rest)
+        enriched = self._enrich(hidden, given)
+        return (enriched, *parts[1:]) if isinstance(output, tuple) else enriched
 
-
-def _split(output: object) -> tuple[object, tuple[object, ...] | None]:
-    """Take hidden states off a layer's output; nothing is left of what is no tuple."""
-    if not isinstance(output, tuple):
-        return output, None
-    parts = cast("tuple[object, ...]", output)
-    return (parts[0] if parts else parts), parts[1:]
+    def _enrich(self, hidden: Tensor, given: _Given) -> Tensor:
+        """Give the adapter what it declares."""
+        names, present = list(self.adapter.modalities), given.present
+        if present is not None:
+            axes = {"batch": len(hidden), "modalities": len(self.declared)}
+            present = check_present(OWNER, present, device=hidden.device, **axes)
+            present = present[:, [self.declared.index(name) for name in names]]
+        features, masks = (
+            {name: values[name] for name in names if name in values}
+            for values in (given.features, given.masks)
+        )
+        enriched = self.adapter(hidden, features, mask=given.mask, masks=masks, present=present)
+        return cast(Tensor, enriched)
 
 
 def _check_adapters(host: object, adapters: object) -> dict[str, int]:

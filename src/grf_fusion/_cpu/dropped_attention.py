@@ -7,7 +7,7 @@ with dropout is 1.36 times as fast as with PyTorch's attention, and takes a thir
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from grf_fusion._checks.tracing import softmax_backward
 from grf_fusion._cpu.dropout import TILE, DropoutMask, draw_seed, spans
-from grf_fusion._cpu.formula import Formula, differentiable_gradients
+from grf_fusion._cpu.formula import Formula
 
 DENSE = torch.contiguous_format
 
@@ -37,11 +37,11 @@ class Piece(NamedTuple):
     keys: tuple[int, int]
     allowed: Tensor | None
 
-    def take(self, q: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and the like as ``(samples, time, ...)``."""
+    def by_head(self, q: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and the like as ``(samples heads, time, head_dim)``."""
         spans_of = (self.queries, *(self.keys for _ in others))
         return tuple(
-            _unflatten(x[start:end], self.samples)
+            _unflatten(x[start:end], self.samples).transpose(1, 2).flatten(0, 1)
             for x, (start, end) in zip((q, *others), spans_of, strict=True)
         )
 
@@ -85,7 +85,7 @@ class _Attention(Formula):
         keep = DropoutMask(plan.dropout, plan.seed)
         out = torch.empty_like(q, memory_format=DENSE)
         for piece in plan.pieces:
-            query, key, value = _by_head(piece, q, k, v)
+            query, key, value = piece.by_head(q, k, v)
             query, read = query * q.shape[-1] ** -0.5, torch.empty_like(query, memory_format=DENSE)
             bias = piece.bias(q)
             score, weight, kept = _tile_buffers(3, query, key)
@@ -103,13 +103,13 @@ class _Attention(Formula):
         plan: Plan = ctx.plan
         (gradient,) = gradients
         if torch.is_grad_enabled():
-            return *differentiable_gradients(_attend_plainly, saved, gradient, plan), None
+            return *_differentiable_gradients(saved, gradient, plan), None
         q, k, v = saved
         keep, scale = DropoutMask(plan.dropout, plan.seed), q.shape[-1] ** -0.5
         dq, dk, dv = (torch.empty_like(x, memory_format=DENSE) for x in saved)
         for piece in plan.pieces:
-            query, key, value = _by_head(piece, q, k, v)
-            (upper,) = _by_head(piece, gradient)
+            query, key, value = piece.by_head(q, k, v)
+            (upper,) = piece.by_head(gradient)
             query, upper = query * scale, upper * keep.scale
             of_query = torch.empty_like(query, memory_format=DENSE)
             of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
@@ -132,12 +132,24 @@ class _Attention(Formula):
         return dq, dk, dv, None
 
 
-def _attend_plainly(saved: Sequence[Tensor], plan: Plan) -> Tensor:
-    q, k, v = saved
+def _differentiable_gradients(
+    saved: tuple[Tensor, ...], gradient: Tensor, plan: Plan
+) -> tuple[Tensor | None, ...]:
+    """Return gradients that can be differentiated again: those of PyTorch's own operations."""
+    # Of aliases: one saved tensor may have been computed from another, as where steps share their
+    # weights, and a path between them is none of this formula's.
+    q, k, v = (tensor.view_as(tensor) for tensor in saved)
+    needed = [alias for alias in (q, k, v) if alias.requires_grad]
+    read = _attend_plainly(q, k, v, plan)
+    found = iter(torch.autograd.grad(read, needed, gradient, create_graph=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in saved)
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     keep = DropoutMask(plan.dropout, plan.seed)
     read = torch.zeros_like(q)
     for piece in plan.pieces:
-        query, key, value = _by_head(piece, q, k, v)
+        query, key, value = piece.by_head(q, k, v)
         scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
         kept = torch.empty_like(scores)
         for heads, rows in _tiles(query, key):
@@ -150,11 +162,6 @@ def _attend_plainly(saved: Sequence[Tensor], plan: Plan) -> Tensor:
         place = torch.arange(*piece.queries, device=q.device)
         read = read.index_copy(0, place, of_piece)
     return read
-
-
-def _by_head(piece: Piece, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return queries, keys and the like as ``(samples heads, time, head_dim)``."""
-    return tuple(x.transpose(1, 2).flatten(0, 1) for x in piece.take(*tensors))
 
 
 def _write(by_head: Tensor, samples: int, span: tuple[int, int], rows: Tensor) -> None:

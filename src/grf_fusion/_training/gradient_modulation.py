@@ -90,8 +90,8 @@ def modulate_gradients(
     names, gradients = _check_modules(modules)
     expect_number(OWNER, "alpha", alpha, "a finite number of at least 0", at_least=0)
     expect_flag(OWNER, "noise", noise)
-    scores, classes = _check_logits(logits, names)
-    _check_targets(targets, len(scores[0]), classes, scores[0].device)
+    scores = _check_logits(logits, names)
+    _check_targets(targets, scores[0])
     here = torch.ones(len(targets), len(names), dtype=torch.bool, device=targets.device)
     if present is not None:
         axes = {"batch": len(targets), "modalities": len(names)}
@@ -158,7 +158,7 @@ def _check_modules(modules: object) -> tuple[list[str], list[list[Tensor]]]:
     return list(given), gradients
 
 
-def _check_logits(logits: object, names: Sequence[str]) -> tuple[list[Tensor], int]:
+def _check_logits(logits: object, names: Sequence[str]) -> list[Tensor]:
     if not isinstance(logits, Mapping):
         raise ShapeError(
             f"{OWNER}: expected `logits` to map names to tensors, got {type(logits).__name__}."
@@ -189,10 +189,11 @@ def _check_logits(logits: object, names: Sequence[str]) -> tuple[list[Tensor], i
             )
         axes = dict(zip(axes, tensor.shape, strict=True))
         scores.append(tensor)
-    return scores, scores[0].shape[1]
+    return scores
 
 
-def _check_targets(targets: object, batch: int, classes: int, device: torch.device) -> None:
+def _check_targets(targets: object, logits: Tensor) -> None:
+    (batch, classes), device = logits.shape, logits.device
     tensor = expect_tensor(OWNER, "targets", targets)
     expect_shape(OWNER, "targets", tensor, {"batch": batch}, " Give classes, not one-hot rows.")
     if tensor.dtype not in INTEGERS or tensor.device != device:

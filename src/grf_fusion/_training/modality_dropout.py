@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import ShapeError, expect_probability
+from grf_fusion._checks.arguments import ShapeError, expect_probability, expect_tensor
 from grf_fusion._inputs.masks import as_mask
+
+OWNER = "ModalityDropout"
 
 
 class ModalityDropout(nn.Module):
@@ -30,7 +32,7 @@ class ModalityDropout(nn.Module):
     p: float
 
     def __init__(self, p: float) -> None:
-        expect_probability("ModalityDropout", "p", p)
+        expect_probability(OWNER, "p", p)
         super().__init__()
         self.p = p
 
@@ -50,13 +52,11 @@ class ModalityDropout(nn.Module):
         Raises:
             ShapeError: If ``present`` is not a bool or integer 0/1 tensor of two axes.
         """
-        device = present.device if isinstance(present, Tensor) else torch.device("cpu")  # pyright: ignore[reportUnnecessaryIsInstance]
-        present = as_mask(
-            "ModalityDropout", "present", present, device, batch=None, modalities=None
-        )
+        expect_tensor(OWNER, "present", present)
+        present = as_mask(OWNER, "present", present, present.device, batch=None, modalities=None)
         if present.shape[1] == 0:
             raise ShapeError(
-                "ModalityDropout: expected `present` to have at least one modality, "
+                f"{OWNER}: expected `present` to have at least one modality, "
                 f"got {tuple(present.shape)}."
             )
         if not self.training:

@@ -16,8 +16,7 @@ from grf_fusion.checkpoints._author_weights import (
     check_shapes,
     convert,
     count_layers,
-    linear,
-    norm,
+    layer,
 )
 from grf_fusion.checkpoints._mult import load_mult
 
@@ -133,22 +132,22 @@ def _load_grf(
 
 def _tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> Iterator[Weight]:
     for name, size in sizes.items():
-        yield from linear(f"{PREFIX}{name}", f"projections.{name}", dim, size)
+        yield from layer(f"{PREFIX}{name}", f"projections.{name}", dim, size)
     for step, name in enumerate(list(sizes)[1:]):
         for decoder, stack in (("decoder_1", "context_layers"), ("decoder_2", "modality_layers")):
             for number in range(layers):
-                layer = f"fusion_encoders.{step}.{decoder}.layers.{number}"
+                key = f"fusion_encoders.{step}.{decoder}.layers.{number}"
                 own = f"blocks.{name}.{stack}.{number}"
-                yield from _attention(f"{layer}.self_attn", f"{own}.self_attn", dim)
-                yield from _attention(f"{layer}.multihead_attn", f"{own}.cross_attn", dim)
-                yield from linear(f"{layer}.linear1", f"{own}.linear1", hidden, dim)
-                yield from linear(f"{layer}.linear2", f"{own}.linear2", dim, hidden)
+                yield from _attention(f"{key}.self_attn", f"{own}.self_attn", dim)
+                yield from _attention(f"{key}.multihead_attn", f"{own}.cross_attn", dim)
+                yield from layer(f"{key}.linear1", f"{own}.linear1", hidden, dim)
+                yield from layer(f"{key}.linear2", f"{own}.linear2", dim, hidden)
                 for norm_of, own_norm in NORMS.items():
-                    yield from norm(f"{layer}.{norm_of}", f"{own}.{own_norm}", dim)
+                    yield from layer(f"{key}.{norm_of}", f"{own}.{own_norm}", dim)
         # Both halves of our linear layer.
         for half in ("gate", "candidate"):
-            yield from linear(f"gfus.{step}.linear_{half}", f"units.{name}.linear", dim, 2 * dim)
-        yield from norm(f"gfus.{step}.norm", f"units.{name}.norm", dim)
+            yield from layer(f"gfus.{step}.linear_{half}", f"units.{name}.linear", dim, 2 * dim)
+        yield from layer(f"gfus.{step}.norm", f"units.{name}.norm", dim)
 
 
 def _attention(key: str, target: str, dim: int) -> Iterator[Weight]:
@@ -156,4 +155,4 @@ def _attention(key: str, target: str, dim: int) -> Iterator[Weight]:
     weights = tuple(f"{part}.weight" for part in (query, key_proj, value))
     yield Weight(f"{key}.in_proj_weight", (3 * dim, dim), weights)
     yield Weight(f"{key}.in_proj_bias", (3 * dim,), (f"{query}.bias", "", f"{value}.bias"))
-    yield from linear(f"{key}.out_proj", f"{target}.out_proj", dim, dim)
+    yield from layer(f"{key}.out_proj", f"{target}.out_proj", dim, dim)

@@ -25,16 +25,10 @@ class Weight(NamedTuple):
     targets: tuple[str, ...]
 
 
-def linear(key: str, target: str, out: int, into: int) -> Iterator[Weight]:
-    """Yield the weights of a linear layer."""
-    yield Weight(f"{key}.weight", (out, into), (f"{target}.weight",))
-    yield Weight(f"{key}.bias", (out,), (f"{target}.bias",))
-
-
-def norm(key: str, target: str, dim: int) -> Iterator[Weight]:
-    """Yield the weights of a norm."""
-    yield Weight(f"{key}.weight", (dim,), (f"{target}.weight",))
-    yield Weight(f"{key}.bias", (dim,), (f"{target}.bias",))
+def layer(key: str, target: str, *shape: int) -> Iterator[Weight]:
+    """Yield weight and bias of a linear layer ``(out, into)`` or of a norm ``(dim,)``."""
+    yield Weight(f"{key}.weight", shape, (f"{target}.weight",))
+    yield Weight(f"{key}.bias", shape[:1], (f"{target}.bias",))
 
 
 def count_layers(weights: Mapping[str, Tensor], key: str) -> int:

@@ -32,8 +32,7 @@ def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
         ...     save_checkpoint(fusion, f"{folder}/fusion.pt")
         ...     load_checkpoint(fusion, f"{folder}/fusion.pt")
     """
-    told = {"format": FORMAT, "orders": _orders(module), "num_heads": _num_heads(module)}
-    torch.save(told | {"state_dict": module.state_dict()}, path)
+    torch.save(_settings(module) | {"state_dict": module.state_dict()}, path)
 
 
 def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
@@ -55,7 +54,7 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
     """
     content = _read(path)
     if isinstance(content, Mapping) and "format" in content:
-        saved = cast("Mapping[str, object]", content)
+        saved, own = cast("Mapping[str, object]", content), _settings(module)
         if saved["format"] != FORMAT:
             raise ValueError(
                 f"{LOADER}: expected `path` to be of format {FORMAT!r}, got {saved['format']!r}. "
@@ -67,15 +66,15 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
                 f"{LOADER}: expected `path` to hold {sorted(PARTS)}, as `save_checkpoint` writes "
                 f"it, got {list(saved)}."
             )
-        if saved["orders"] != _orders(module):
+        if saved["orders"] != own["orders"]:
             raise ValueError(
                 f"{LOADER}: expected `module` to declare modalities in the order of the "
-                f"checkpoint, {saved['orders']}, got {_orders(module)}."
+                f"checkpoint, {saved['orders']}, got {own['orders']}."
             )
-        if saved.get("num_heads", _num_heads(module)) != _num_heads(module):
+        if saved.get("num_heads", own["num_heads"]) != own["num_heads"]:
             raise ValueError(
                 f"{LOADER}: expected `module` to have as many heads as the checkpoint, "
-                f"{saved['num_heads']}, got {_num_heads(module)}."
+                f"{saved['num_heads']}, got {own['num_heads']}."
             )
         content = saved["state_dict"]
     module.load_state_dict(_check_state(module, cast(object, content)), strict=True)
@@ -93,24 +92,18 @@ def _read(path: str | PathLike[str]) -> object:
             ) from error
 
 
-def _orders(module: nn.Module) -> dict[str, list[str]]:
-    """Return declared modalities by the name of the module that declares them."""
-    found: dict[str, list[str]] = {}
+def _settings(module: nn.Module) -> dict[str, object]:
+    """Return declared modalities and numbers of heads, by the name of the module that has them."""
+    orders: dict[str, list[str]] = {}
+    num_heads: dict[str, int] = {}
     for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         declared: object = getattr(part, "modalities", None)
         if isinstance(declared, Mapping):
-            found[name] = [str(key) for key in cast("Mapping[object, object]", declared)]
-    return found
-
-
-def _num_heads(module: nn.Module) -> dict[str, int]:
-    """Return the number of attention heads by the name of the module that has them."""
-    found: dict[str, int] = {}
-    for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
+            orders[name] = [str(key) for key in cast("Mapping[object, object]", declared)]
         heads: object = getattr(part, "num_heads", None)
         if isinstance(heads, int):
-            found[name] = heads
-    return found
+            num_heads[name] = heads
+    return {"format": FORMAT, "orders": orders, "num_heads": num_heads}
 
 
 def _check_state(module: nn.Module, content: object) -> dict[str, Tensor]:
@@ -123,10 +116,11 @@ def _check_state(module: nn.Module, content: object) -> dict[str, Tensor]:
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     if missing or unexpected:
+        number = len(missing) + len(unexpected)
+        more = f" and more, {number} in all" if number > 5 else ""
         raise ValueError(
             f"{LOADER}: expected `path` to hold the parameters of the module, "
-            f"unexpected {unexpected[:5]}, missing {missing[:5]}"
-            f"{_more(len(missing) + len(unexpected))}."
+            f"unexpected {unexpected[:5]}, missing {missing[:5]}{more}."
         )
     for name, value in own.items():
         given: object = state[name]
@@ -139,7 +133,3 @@ def _check_state(module: nn.Module, content: object) -> dict[str, Tensor]:
                 f"dtype like {value.dtype}, got {tuple(given.shape)} and {given.dtype}."
             )
     return state
-
-
-def _more(number: int) -> str:
-    return f" and more, {number} in all" if number > 5 else ""

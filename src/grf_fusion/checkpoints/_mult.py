@@ -11,8 +11,7 @@ from grf_fusion.checkpoints._author_weights import (
     check_shapes,
     convert,
     count_layers,
-    linear,
-    norm,
+    layer,
 )
 
 PREFIX = "proj_"
@@ -62,20 +61,20 @@ def _tree(sizes: Mapping[str, int], dim: int, layers: int, outputs: int) -> Iter
         width = (len(sizes) - 1) * dim
         yield from _stack(f"trans_{name}_mem", f"memory_stacks.{name}", width, deep)
     fused = len(sizes) * (len(sizes) - 1) * dim
-    yield from linear("proj1", "head_in", fused, fused)
-    yield from linear("proj2", "head_out", fused, fused)
-    yield from linear("out_layer", "out_proj", outputs, fused)
+    yield from layer("proj1", "head_in", fused, fused)
+    yield from layer("proj2", "head_out", fused, fused)
+    yield from layer("out_layer", "out_proj", outputs, fused)
 
 
 def _stack(key: str, target: str, dim: int, layers: int) -> Iterator[Weight]:
     for number in range(layers):
-        layer, own = f"{key}.layers.{number}", f"{target}.layers.{number}"
+        theirs, own = f"{key}.layers.{number}", f"{target}.layers.{number}"
         for kind, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
             query, both = f"{own}.q_proj.{kind}", f"{own}.kv_proj.{kind}"
-            yield Weight(f"{layer}.self_attn.in_proj_{kind}", shape, (query, both, both))
-        yield from linear(f"{layer}.self_attn.out_proj", f"{own}.out_proj", dim, dim)
-        yield from linear(f"{layer}.fc1", f"{own}.linear1", 4 * dim, dim)
-        yield from linear(f"{layer}.fc2", f"{own}.linear2", dim, 4 * dim)
-        yield from norm(f"{layer}.layer_norms.0", f"{own}.attention_norm", dim)
-        yield from norm(f"{layer}.layer_norms.1", f"{own}.feedforward_norm", dim)
-    yield from norm(f"{key}.layer_norm", f"{target}.norm", dim)
+            yield Weight(f"{theirs}.self_attn.in_proj_{kind}", shape, (query, both, both))
+        yield from layer(f"{theirs}.self_attn.out_proj", f"{own}.out_proj", dim, dim)
+        yield from layer(f"{theirs}.fc1", f"{own}.linear1", 4 * dim, dim)
+        yield from layer(f"{theirs}.fc2", f"{own}.linear2", dim, 4 * dim)
+        yield from layer(f"{theirs}.layer_norms.0", f"{own}.attention_norm", dim)
+        yield from layer(f"{theirs}.layer_norms.1", f"{own}.feedforward_norm", dim)
+    yield from layer(f"{key}.layer_norm", f"{target}.norm", dim)

@@ -75,22 +75,17 @@ def attention_maps(
             "Write form='residual' or form='paper'."
         )
     caught: list[AttentionWeights | None] = []
-    with ExitStack() as hooks, evaluating(fusion), torch.no_grad():
-        for block in _blocks(fusion):
+    with ExitStack() as hooks, evaluating(fusion):
+        shared = cast(nn.Module, fusion.block)
+        for block in [shared] if fusion.blocks is None else fusion.blocks.values():
             for handle in _watch(block, caught):
-                hooks.callback(handle.remove)
+                hooks.enter_context(handle)
         _, trace = fusion(features, masks=masks, present=present, order=order, return_trace=True)
     steps = read_trace(OWNER, trace)
-    stepping = range(0 if steps.learned else 1, len(steps.names))
+    stepping = range(steps.first, len(steps.names))
     # An only modality that opens is followed by an empty step that belongs to none.
     found = zip(stepping, caught[: len(stepping)], strict=True)
     return {steps.names[k]: _keep(weights, steps.applied[:, k]) for k, weights in found}
-
-
-def _blocks(fusion: GatedRecurrentFusion) -> list[nn.Module]:
-    if fusion.blocks is not None:
-        return list(fusion.blocks.values())
-    return [cast(nn.Module, fusion.block)]
 
 
 def _watch(

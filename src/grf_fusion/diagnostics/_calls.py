@@ -72,13 +72,23 @@ def check_call(
     return Call(fusion, features, masks or {}, here, tuple(fusion.modalities))
 
 
+def expect_function(owner: str, argument: str, value: object) -> None:
+    """Refuse what cannot be called with a context."""
+    if not callable(value):
+        raise ShapeError(
+            f"{owner}: expected `{argument}` to be a function of the context, "
+            f"got {type(value).__name__}."
+        )
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Generator[None]:
-    """Put a module into eval mode, and restore the mode of each of its modules afterwards."""
+    """Put a module into eval mode without gradients; restore the mode of each part afterwards."""
     training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for part, flag in training:
             part.training = flag

@@ -7,9 +7,15 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._checks.arguments import expect_size
-from grf_fusion.diagnostics._calls import Call, check_call, draw, evaluating, score
-from grf_fusion.diagnostics._options import expect_function, expect_several
+from grf_fusion._checks.arguments import expect_number, expect_size
+from grf_fusion.diagnostics._calls import (
+    Call,
+    check_call,
+    draw,
+    evaluating,
+    expect_function,
+    score,
+)
 from grf_fusion.diagnostics._trace import mean_where
 
 MOST_EXACT = 8
@@ -125,8 +131,7 @@ def shapley_values(
     where ``v(S)`` is ``value`` of the context given only the modalities S. Source: Shapley, "A
     value for n-person games" (1953). For up to 8 modalities all 2^n sets are computed. For more,
     phi is the mean over random orders of the gain of k over the modalities before it, with the
-    standard error of that mean (Castro, Gomez & Tejada 2009). A row always sums to
-    ``v(all) - v(none)``.
+    standard error of that mean (Castro, Gomez & Tejada 2009).
 
     The fusion runs in eval mode without gradients. Afterwards each module is in its previous mode.
 
@@ -167,7 +172,8 @@ def shapley_values(
     expect_function(owner, "value", value)
     expect_size(owner, "rows", rows)
     if permutations is not None:
-        expect_several(owner, "permutations", permutations)
+        rule = "an integer of at least 2"
+        expect_number(owner, "permutations", permutations, rule, at_least=2, whole=True)
     call = check_call(owner, fusion, features, masks, present)
     count = len(call.names)
     if permutations is None and count <= MOST_EXACT:
@@ -177,36 +183,36 @@ def shapley_values(
         values, error = _divide(scores, count), torch.zeros_like(call.here, dtype=scores.dtype)
         empty, full = scores[0], scores[-1]
     else:
-        orders = draw(generator, permutations or USUAL_PERMUTATIONS, count).argsort(dim=1).cpu()
-        coalitions = _chains(orders)
-        scores = _scores(owner, call, coalitions, value, rows)
-        empty, full = scores[0], scores[1]
-        gains = _gains(scores, orders)
+        luck = draw(generator, permutations or USUAL_PERMUTATIONS, count)
+        place = luck.argsort(dim=1).argsort(dim=1).cpu()
+        before = place.unsqueeze(1) < torch.arange(count + 1, device="cpu").unsqueeze(1)
+        scores = _scores(owner, call, before.flatten(0, 1), value, rows)
+        scores = scores.reshape(*before.shape[:2], len(call.here))
+        empty, full = scores[0, 0], scores[0, -1]
+        # ``(orders, batch, place)``, and with the places sorted back ``(orders, batch, modality)``.
+        gains = scores.diff(dim=1).transpose(1, 2)
+        gains = gains.gather(2, place.to(gains.device).unsqueeze(1).expand_as(gains))
         values = gains.mean(dim=0)
-        error = gains.std(dim=0) / math.sqrt(len(orders))
+        error = gains.std(dim=0) / math.sqrt(len(gains))
     values = values.masked_fill(~call.here, 0.0)
     mean = mean_where(values, call.here)
     return ShapleyValues(call.names, values, mean, error.masked_fill(~call.here, 0.0), full, empty)
 
 
-@torch.no_grad()
 def _scores(
     owner: str, call: Call, coalitions: Tensor, value: Callable[[Tensor], Tensor], rows: int
 ) -> Tensor:
     """Return the score of every sample by every set of modalities, ``(sets, batch)``."""
     scores: list[Tensor] = []
     # Orders share many sets; each is computed once.
-    flags = cast("list[list[bool]]", coalitions.tolist())  # pyright: ignore[reportUnknownMemberType]
-    sets = [tuple(some) for some in flags]
-    places = {some: place for place, some in enumerate(dict.fromkeys(sets))}
-    distinct = torch.tensor(list(places), device=call.here.device)
+    unique = coalitions.unique  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    distinct, places = cast("tuple[Tensor, Tensor]", unique(dim=0, return_inverse=True))
     at_once = max(1, rows // max(1, len(call.here)))
     with evaluating(call.fusion):
-        for start in range(0, len(distinct), at_once):
-            some = distinct[start : start + at_once]
+        for some in torch.split(distinct.to(call.here.device), at_once):
             contexts = call.run(some.unsqueeze(1) & call.here)
             scores += [score(owner, "value", value, context) for context in contexts]
-    return torch.stack(scores)[[places[some] for some in sets]]
+    return torch.stack(scores)[places]
 
 
 def _divide(scores: Tensor, count: int) -> Tensor:
@@ -218,22 +224,3 @@ def _divide(scores: Tensor, count: int) -> Tensor:
         gains = scores[[number | 1 << k for number in without]] - scores[without]
         columns.append(scores.new_tensor(weights) @ gains)
     return torch.stack(columns, dim=1)
-
-
-def _chains(orders: Tensor) -> Tensor:
-    """Return the empty set, the full set, and the proper prefixes of each order."""
-    count = orders.shape[1]
-    place = orders.argsort(dim=1).unsqueeze(1)
-    before = place < torch.arange(1, count, device=orders.device).unsqueeze(1)
-    ends = torch.tensor([[False], [True]], device=orders.device).expand(2, count)
-    return torch.cat((ends, before.flatten(0, 1)))
-
-
-def _gains(scores: Tensor, orders: Tensor) -> Tensor:
-    """Return the gain of each modality in each order, ``(orders, batch, modalities)``."""
-    draws, count = orders.shape
-    between = scores[2:].reshape(draws, count - 1, scores.shape[1])
-    empty, full = (end.expand(draws, 1, -1) for end in scores[:2])
-    steps = torch.cat((empty, between, full), dim=1).diff(dim=1)
-    place = orders.argsort(dim=1).to(scores.device)
-    return steps.gather(1, place.unsqueeze(-1).expand_as(steps)).transpose(1, 2)

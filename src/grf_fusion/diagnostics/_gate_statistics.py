@@ -5,8 +5,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from grf_fusion._chain.state import FusionTrace
-from grf_fusion.diagnostics._options import expect_fraction
-from grf_fusion.diagnostics._trace import read_trace
+from grf_fusion._checks.arguments import expect_number
+from grf_fusion.diagnostics._trace import mean_where, read_trace
 
 OWNER = "gate_statistics"
 
@@ -63,23 +63,19 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
         >>> numbers.steps, numbers.samples
         (('text', 'audio'), tensor([4, 4]))
     """
-    expect_fraction(OWNER, "saturation", saturation, most=0.5)
+    expect_number(OWNER, "saturation", saturation, "a number in (0, 0.5)", above=0, below=0.5)
     steps = read_trace(OWNER, trace)
-    first = 0 if steps.learned else 1
-    gates, applied = steps.gates[:, first:], steps.applied[:, first:]
+    gates, applied = steps.gates[:, steps.first :], steps.applied[:, steps.first :]
     took = applied.unsqueeze(-1)
-    count = applied.sum(dim=0)
-    number = count * gates.shape[-1]
 
     def mean(values: Tensor) -> Tensor:
-        return (values * took).sum(dim=(0, 2)) / number
+        return mean_where(values, took).mean(dim=-1)
 
     usual = mean(gates)
-    by_feature = (gates * took).sum(dim=0) / count.unsqueeze(-1)
-    variance = ((gates - by_feature).square() * took).sum(dim=0) / count.unsqueeze(-1)
+    variance = mean_where((gates - mean_where(gates, took)).square(), took)
     return GateStatistics(
-        steps=steps.names[first:],
-        samples=count,
+        steps=steps.names[steps.first :],
+        samples=applied.sum(dim=0),
         mean=usual,
         spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),
         between_samples=variance.sqrt().mean(dim=-1),

@@ -2,11 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-from torch import Tensor
-
 from grf_fusion._chain.state import FusionTrace
+from grf_fusion._checks.arguments import expect_number
 from grf_fusion.diagnostics._gate_statistics import gate_statistics
-from grf_fusion.diagnostics._options import expect_fraction
 from grf_fusion.diagnostics._trace import read_trace
 
 OWNER = "gate_warnings"
@@ -97,29 +95,24 @@ def gate_warnings(
         "constant_below": constant_below,
     }
     for argument, limit in limits.items():
-        expect_fraction(OWNER, argument, limit)
+        expect_number(OWNER, argument, limit, "a number in (0, 1)", above=0, below=1)
     steps = read_trace(OWNER, trace)
     numbers = gate_statistics(trace)
     found: list[GateWarning] = []
-    for place, name in enumerate(numbers.steps, start=0 if steps.learned else 1):
-        step = place if steps.learned else place - 1
-        count, mean = int(numbers.samples[step]), numbers.mean[step].item()
-        if count == 0:
-            continue
+    for step, name in enumerate(numbers.steps):
+        place = step + steps.first
         had_before = steps.applied[:, place] & steps.present[:, :place].any(dim=1)
-        kept = _kept(steps.gates[:, place], had_before)
+        # Means over no sample are NaN, which is below no limit.
+        mean = numbers.mean[step].item()
+        kept = (1 - steps.gates[had_before, place]).mean().item()
         spread = numbers.between_samples[step].item()
-        if kept is not None and kept < erased_below:
+        if kept < erased_below:
             found.append(_warn("context collapse", name, kept, erased_below))
         elif mean < closed_below:
             found.append(_warn("never let in", name, mean, closed_below))
-        elif count > 1 and spread < constant_below:
+        elif int(numbers.samples[step]) > 1 and spread < constant_below:
             found.append(_warn("constant gate", name, spread, constant_below))
     return found
-
-
-def _kept(gates: Tensor, samples: Tensor) -> float | None:
-    return (1 - gates[samples]).mean().item() if bool(samples.any()) else None
 
 
 def _warn(kind: Kind, name: str, measured: float, limit: float) -> GateWarning:

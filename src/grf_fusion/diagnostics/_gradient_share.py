@@ -1,14 +1,15 @@
 """The share of the gradient that reaches each modality."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from grf_fusion._checks.arguments import ShapeError, expect_tensor
-from grf_fusion.diagnostics._calls import check_call, evaluating
-from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._calls import check_call, evaluating, expect_function
 from grf_fusion.diagnostics._trace import mean_where
 
 OWNER = "gradient_share"
@@ -89,27 +90,20 @@ def gradient_share(
         )
     projected: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def catch(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            # A leaf: what stands before it is not asked for, frozen or not.
-            leaf = output.detach().requires_grad_()
-            # The first call is the modality's; a second one only keeps parameters in the graph.
-            projected.setdefault(name, leaf)
-            return leaf
+    def catch(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        # A leaf: what stands before it is not asked for, frozen or not.
+        leaf = output.detach().requires_grad_()
+        # The first call is the modality's; a second one only keeps parameters in the graph.
+        projected.setdefault(name, leaf)
+        return leaf
 
-        return catch
-
-    hooks = [projections[name].register_forward_hook(watch(name)) for name in call.names]
-    try:
-        with evaluating(fusion), torch.enable_grad():
-            total = loss(call.run(call.here.unsqueeze(0)).squeeze(0))
-            _check_loss(total)
-            gradients = torch.autograd.grad(
-                total, [projected[name] for name in call.names], materialize_grads=True
-            )
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, evaluating(fusion), torch.enable_grad():
+        for name in call.names:
+            hooks.enter_context(projections[name].register_forward_hook(partial(catch, name)))
+        total = loss(call.run(call.here.unsqueeze(0)).squeeze(0))
+        _check_loss(total)
+        leaves = [projected[name] for name in call.names]
+        gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
     norms = torch.stack([_norm(gradient) for gradient in gradients], dim=1)
     norms = norms.masked_fill(~call.here, 0.0)
     whole = norms.sum(dim=1, keepdim=True)

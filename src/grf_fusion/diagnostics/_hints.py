@@ -1,5 +1,7 @@
 """What looks wrong in a batch, said as a guess."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from grf_fusion.diagnostics._calls import Call
@@ -8,13 +10,12 @@ from grf_fusion.diagnostics._calls import Call
 NEARLY_ALL = 0.9
 
 
-def hints_of(call: Call) -> tuple[str, ...]:
-    """Return a sentence for each thing in a checked call that looks wrong."""
-    hints: list[str] = []
+def hints_of(call: Call) -> Iterator[str]:
+    """Yield a sentence for each thing in a checked call that looks wrong."""
     for name, here in zip(call.names, call.here.unbind(1), strict=True):
         features, mask = call.features.get(name), call.masks.get(name)
         if features is None or not bool(here.any()):
-            hints.append(
+            yield (
                 f"No sample has {name!r}. If some should, look for a misspelt key or a mask that "
                 "is False throughout."
             )
@@ -23,43 +24,38 @@ def hints_of(call: Call) -> tuple[str, ...]:
         values = features.detach()[here]
         real = None if mask is None else mask[here].bool()
         if real is not None:
-            hints += _of_mask(name, real)
-        hints += _of_values(name, values, real)
-    return tuple(hints)
+            yield from _of_mask(name, real)
+        yield from _of_values(name, values, real)
 
 
-def _of_mask(name: str, real: Tensor) -> list[str]:
-    hints: list[str] = []
+def _of_mask(name: str, real: Tensor) -> Iterator[str]:
     kept = real.sum(dim=1)
     fewer = int((2 * kept < real.shape[1]).sum())
     if fewer >= NEARLY_ALL * len(real):
-        hints.append(
+        yield (
             f"Mask of {name!r}: fewer steps are kept than masked in {fewer} of {len(real)} "
             "samples. If they are not that short, the mask may be inverted: True = a real step."
         )
     late = int((~real[:, 0]).sum())
     if late:
-        hints.append(
+        yield (
             f"Mask of {name!r}: steps are masked before the first real one in {late} samples. If "
             "they are not left-padded, the mask may be inverted: True = a real step."
         )
-    return hints
 
 
-def _of_values(name: str, values: Tensor, real: Tensor | None) -> list[str]:
-    hints: list[str] = []
+def _of_values(name: str, values: Tensor, real: Tensor | None) -> Iterator[str]:
     finite = values.isfinite().all(dim=2)
     empty = (values == 0).all(dim=2)
     if real is not None:
         finite, empty = finite | ~real, empty & real
     broken = int((~finite).any(dim=1).sum())
     if broken:
-        hints.append(f"Features of {name!r}: real steps hold NaN or infinity in {broken} samples.")
+        yield f"Features of {name!r}: real steps hold NaN or infinity in {broken} samples."
     # One step is a vector, which has no padding.
     zeros = int(empty[:, -1].sum()) if values.shape[1] > 1 else 0
     if zeros:
-        hints.append(
+        yield (
             f"Features of {name!r}: the last step is all zeros and counts as real in {zeros} "
             "samples. If it is padding, pass a mask."
         )
-    return hints

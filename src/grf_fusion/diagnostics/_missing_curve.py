@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._checks.arguments import expect_size
-from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
-from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._calls import (
+    check_call,
+    draw,
+    evaluating,
+    expect_function,
+    measure,
+)
 
 OWNER = "missing_curve"
 
@@ -18,8 +23,7 @@ class MissingCurve(NamedTuple):
 
     Attributes:
         missing: Number of removed modalities, from 0 to one less than there are.
-        values: ``(len(missing), draws)`` in the unit of the metric; the row of 0 holds one
-            number.
+        values: ``(len(missing), draws)`` in the unit of the metric; row 0 holds one number.
     """
 
     missing: tuple[int, ...]
@@ -77,7 +81,7 @@ def missing_curve(
     call = check_call(OWNER, fusion, features, masks, present)
     batch, count = call.here.shape
     rows: list[list[float]] = []
-    with evaluating(fusion), torch.no_grad():
+    with evaluating(fusion):
         for missing in range(count):
             row: list[float] = []
             for _ in range(draws if missing else 1):

@@ -10,8 +10,13 @@ from torch import Tensor
 
 from grf_fusion._chain.fusion import GatedRecurrentFusion
 from grf_fusion._checks.arguments import ShapeError, expect_size
-from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
-from grf_fusion.diagnostics._options import expect_function
+from grf_fusion.diagnostics._calls import (
+    check_call,
+    draw,
+    evaluating,
+    expect_function,
+    measure,
+)
 
 OWNER = "order_sensitivity"
 MOST_EXACT = 5
@@ -104,7 +109,7 @@ def order_sensitivity(
     orders = min(orders, count)
     chosen = [head + tail for tail in _permutations(free, orders, generator)]
     values: list[float] = []
-    with evaluating(fusion), torch.no_grad():
+    with evaluating(fusion):
         for order in chosen:
             context = fusion(features, masks=masks, present=call.here, order=order)
             values.append(measure(OWNER, "metric", metric, context))
@@ -123,7 +128,7 @@ def order_sensitivity(
 def _permutations(
     names: Sequence[str], number: int, generator: torch.Generator | None
 ) -> list[tuple[str, ...]]:
-    """Return ``count`` different permutations, the given one first."""
+    """Return ``number`` different permutations, the given one first."""
     if len(names) <= MOST_EXACT:
         every = list(itertools.permutations(names))
         shuffled = draw(generator, len(every) - 1).argsort() + 1

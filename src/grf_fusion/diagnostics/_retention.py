@@ -77,7 +77,7 @@ def retention(trace: FusionTrace) -> Retention:
     count = real.sum(dim=2).clamp(min=1)
     shares, through = (x.masked_fill(~real, 0.0).sum(dim=2) / count for x in (shares, through))
     nothing = ~steps.present.any(dim=1, keepdim=True)
-    start = through[:, 0] if steps.learned else nothing.to(gates).expand(shares[:, 0].shape)
+    start = through[:, 0] if steps.first == 0 else nothing.to(gates).expand(shares[:, 0].shape)
     by_sample = shares.mean(dim=-1)
     return Retention(
         order=steps.names,

@@ -53,21 +53,14 @@ class Summary(NamedTuple):
         """Write the table."""
         total = sum(self.parameters) + self.shared_parameters
         rows: list[tuple[str, ...]] = [HEADER]
-        for name, width, present, real, steps, own, cost in zip(
-            self.modalities,
-            self.widths,
-            self.present,
-            self.real_steps,
-            self.steps,
-            self.parameters,
-            self.operations,
-            strict=True,
-        ):
+        for k, name in enumerate(self.modalities):
+            real, steps = self.real_steps[k], self.steps[k]
+            own, cost = self.parameters[k], self.operations[k]
             rows.append(
                 (
                     name,
-                    str(width),
-                    f"{present} of {self.samples}",
+                    str(self.widths[k]),
+                    f"{self.present[k]} of {self.samples}",
                     f"{real} of {steps}",
                     _share(steps - real, steps),
                     f"{own:,} ({_share(own, total)})",
@@ -80,12 +73,9 @@ class Summary(NamedTuple):
             f"{self.shared_parameters:,} are shared, {self.total_operations:,} operations"
         )
         lines = [title]
-        for row in rows:
-            cells = [
-                cell.rjust(size) if number else cell.ljust(size)
-                for number, (cell, size) in enumerate(zip(row, widest, strict=True))
-            ]
-            lines.append("  ".join(cells))
+        for name, *cells in rows:
+            numbers = map(str.rjust, cells, widest[1:])
+            lines.append("  ".join([name.ljust(widest[0]), *numbers]))
         return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
 
 
@@ -137,15 +127,11 @@ def summary(
     costs = {name: total - _operations(call, [n for n in given if n != name]) for name in given}
     real: list[int] = []
     steps: list[int] = []
-    for column, name in enumerate(call.names):
-        x = features.get(name)
-        here = call.here[:, column]
-        mask = call.masks.get(name)
-        steps.append(0 if x is None else x.shape[0] * x.shape[1])
-        if mask is not None:
-            real.append(int((mask.bool() & here.unsqueeze(1)).sum()))
-        else:
-            real.append(0 if x is None else x.shape[1] * int(here.sum()))
+    for name, here in zip(call.names, call.here.unbind(1), strict=True):
+        x, mask = features.get(name), call.masks.get(name)
+        time = 0 if x is None else x.shape[1]
+        steps.append(time * len(here))
+        real.append(time * int(here.sum()) if mask is None else int(mask[here].sum()))
     return Summary(
         type(fusion).__name__,
         len(call.here),
@@ -158,7 +144,7 @@ def summary(
         everything - sum(own.values()),
         tuple(costs.get(name, 0) for name in call.names),
         total,
-        hints_of(call),
+        tuple(hints_of(call)),
     )
 
 
@@ -184,7 +170,7 @@ def _operations(call: Call, names: Collection[str]) -> int:
     features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n in names}
     weights = {name: x.to("meta") for name, x in call.fusion.state_dict().items()}
     # Without masks, so that no step is left out, whatever the values.
-    with evaluating(call.fusion), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(call.fusion), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(call.fusion, weights, (features,))
     return counter.get_total_flops()
 

@@ -20,7 +20,8 @@ class Steps(NamedTuple):
         mask: ``(batch, time)``: the real ones of these time steps.
         present: ``(batch, modalities)``.
         opener: ``(batch, modalities)``: True where the modality opens the sample's context.
-        learned: Whether every sample starts from a learned vector, without an opener.
+        first: The first modality that is a step: 0 if every sample starts from a learned vector,
+            1 if modalities open the context.
     """
 
     names: tuple[str, ...]
@@ -29,7 +30,7 @@ class Steps(NamedTuple):
     mask: Tensor
     present: Tensor
     opener: Tensor
-    learned: bool
+    first: int
 
     @property
     def applied(self) -> Tensor:
@@ -56,8 +57,8 @@ def read_trace(owner: str, trace: object) -> Steps:
     present = expect_tensor(owner, "trace.present", trace.present)
     expect_shape(owner, "trace.present", present, {"batch": batch, "modalities": count})
     gates = expect_tensor(owner, "trace.gates", trace.gates)
-    learned = gates.ndim == 3 and gates.shape[1] == count
-    axes = {"batch": batch, "steps": count if learned else count - 1, "dim": dim}
+    first = 0 if gates.ndim == 3 and gates.shape[1] == count else 1
+    axes = {"batch": batch, "steps": count - first, "dim": dim}
     expect_shape(owner, "trace.gates", gates, axes)
     if trace.time_gates is None:
         full, mask = gates.unsqueeze(2), torch.ones_like(present[:, :1], dtype=torch.bool)
@@ -69,14 +70,14 @@ def read_trace(owner: str, trace: object) -> Steps:
         expect_shape(owner, "trace.time_mask", mask, {"batch": batch, "time": full.shape[2]})
     present = present.bool()
     opener = torch.zeros_like(present)
-    if not learned:
+    if first == 1:
         gates, full = (
             torch.cat((g.new_zeros(batch, 1, *g.shape[2:]), g), dim=1) for g in (gates, full)
         )
         opener = present & (present.cumsum(dim=1) == 1)
     exact = torch.promote_types(gates.dtype, torch.float32)
     gates, full = gates.to(exact), full.to(exact)
-    return Steps(tuple(trace.order), gates, full, mask.bool(), present, opener, learned)
+    return Steps(tuple(trace.order), gates, full, mask.bool(), present, opener, first)
 
 
 def mean_where(values: Tensor, here: Tensor) -> Tensor:

@@ -38,8 +38,7 @@ def plot_attention(
     """
     owner = "plot_attention"
     tensor = expect_tensor(owner, "weights", weights)
-    names = ("batch", "layers", "heads", "queries", "keys")
-    axes: dict[str, int | None] = dict.fromkeys(names)
+    axes: dict[str, int | None] = dict.fromkeys(("batch", "layers", "heads", "queries", "keys"))
     expect_shape(owner, "weights", tensor, axes)
     if 0 in tensor.shape:
         raise ShapeError(

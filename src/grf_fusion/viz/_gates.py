@@ -12,7 +12,7 @@ from torch import Tensor
 from grf_fusion._chain.state import FusionTrace
 from grf_fusion._checks.arguments import ShapeError, expect_choice, expect_shape, expect_tensor
 from grf_fusion.diagnostics import Retention
-from grf_fusion.diagnostics._trace import read_trace
+from grf_fusion.diagnostics._trace import mean_where, read_trace
 from grf_fusion.viz._canvas import (
     GREY,
     Axes,
@@ -47,16 +47,15 @@ def plot_gates(
     """
     expect_choice("plot_gates", "by", by, ("feature", "sample"))
     steps = read_trace("plot_gates", trace)
-    first = 0 if steps.learned else 1
-    names = steps.names[first:]
+    names = steps.names[steps.first :]
     if not names:
         raise ShapeError(
             "plot_gates: expected `trace` to have a step, got none. An only modality that opens "
             "the context has no gate."
         )
-    gates, took = steps.gates[:, first:].detach(), steps.applied[:, first:]
+    gates, took = steps.gates[:, steps.first :].detach(), steps.applied[:, steps.first :]
     if by == "feature":
-        rows = (gates * took.unsqueeze(-1)).sum(dim=0) / took.sum(dim=0).unsqueeze(-1)
+        rows = mean_where(gates, took.unsqueeze(-1))
     else:
         rows = gates.mean(dim=-1).masked_fill(~took, torch.nan).T
     ax = choose_axes(ax)
