@@ -51,9 +51,7 @@ class Rows(NamedTuple):
         """Return the rows."""
         steps = steps.flatten(0, 1)
         # The gradient of `index_select` adds row after row, although no two meet.
-        if is_transformed():
-            return steps.index_select(0, self.place)
-        return _Pack.call(steps, self.place)
+        return steps.index_select(0, self.place) if is_transformed() else _pack(steps, self.place)
 
     def unpack(self, rows: Tensor) -> Tensor:
         """Return ``(batch, time, dim)`` with 0 in padding."""
@@ -67,7 +65,8 @@ class Rows(NamedTuple):
         """Give each row the value of its sample, ``(batch, 1, ...)``."""
         if is_transformed():
             return values.squeeze(1).index_select(0, self.sample)
-        return _Spread.call(values, self)
+        batch, time = self.shape
+        return _Spread.call(values, self.sample, self.place, batch, time)
 
 
 class _Pack(Formula):
@@ -85,23 +84,30 @@ class _Pack(Formula):
         return _scatter(gradients[0], place, ctx.size), None
 
 
+_pack = _Pack.call
+
+
 class _Spread(Formula):
     """Values of samples to rows; the gradient sums padded steps, whose order never changes."""
 
     @override
     @staticmethod
-    def forward(ctx: Any, values: Tensor, layout: Rows) -> Tensor:
-        ctx.layout = layout
-        return values.squeeze(1).index_select(0, layout.sample)
+    def forward(
+        ctx: Any, values: Tensor, sample: Tensor, place: Tensor, batch: int, time: int
+    ) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.shape = batch, time
+        return values.squeeze(1).index_select(0, sample)
 
     @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), layout = gradients, cast(Rows, ctx.layout)
-        batch, time = layout.shape
-        steps = _scatter(gradient, layout.place, batch * time)
+        (place,) = ctx.saved_tensors
+        batch, time = ctx.shape
+        gradient = gradients[0]
+        steps = _scatter(gradient, place, batch * time)
         steps = steps.reshape(batch, time, *gradient.shape[1:])
-        return steps.sum(dim=1, keepdim=True), None
+        return steps.sum(dim=1, keepdim=True), None, None, None, None
 
 
 def _scatter(rows: Tensor, place: Tensor, size: int) -> Tensor:
@@ -118,7 +124,8 @@ def attend_rows(
         padded = queries.unpack(q), keys.unpack(k), keys.unpack(v)
         read = queries.pack(_attend_padded(*padded, keys, dropout))
     else:
-        read = kernel(q, k, v, queries.offsets, keys.offsets, queries.longest, keys.longest)
+        offsets, longest = (queries.offsets, keys.offsets), (queries.longest, keys.longest)
+        read = kernel(q, k, v, *offsets, *longest)
     if keys.mask is None:
         return read
     empty = ~keys.mask.any(dim=1)
@@ -126,9 +133,11 @@ def attend_rows(
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, keys: Rows, dropout: float) -> Tensor:
+    batch, time = keys.shape
     mask = keys.mask
     if mask is None:
-        mask = keys.unpack(torch.ones_like(keys.place, dtype=torch.bool))
+        mask = torch.zeros(batch * time, dtype=torch.bool, device=k.device)
+        mask = mask.index_fill_(0, keys.place, True).view(batch, time)  # noqa: FBT003
     allowed = unmask_empty(mask)[:, None, None, :]
     q, k, v = (steps.transpose(1, 2) for steps in (q, k, v))
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
@@ -193,11 +202,11 @@ def worth_rows(masks: Sequence[Tensor], width: int, *, share: float) -> bool:
 
     The masks are on a device that must not be waited for; a step holds ``width`` numbers.
     """
+    known = [known_lengths(mask) for mask in masks]
     real = 0
-    for mask in masks:
-        known = known_lengths(mask)
-        if known is None:
+    for lengths in known:
+        if lengths is None:
             return False
-        real += sum(known.host)
+        real += sum(lengths.host)
     steps = sum(mask.numel() for mask in masks)
     return real < (1 - share) * steps and (steps - real) * width >= WORTH_LAUNCHES
