@@ -83,6 +83,25 @@ def made_up() -> list[Summary]:
     ]
 
 
+def test_each_part_has_a_line_where_it_ran() -> None:
+    assert "What each part is worth" not in evidence.evidence(made_up())
+    found = made_up()
+    without, scale = "GRF, mean without maximum", "GRF, no scale of features"
+    group = {"group": "ablation"}
+    rows = (row(without, 0.8, 0.81, minus=(0.1, -0.01), **group),)
+    found[0] = dataclasses.replace(found[0], rows=(*found[0].rows, *rows))
+    rows = (row(scale, 0.5, 0.6, minus=(0.2, 0.0), **group),)
+    found[1] = dataclasses.replace(found[1], rows=(*found[1].rows, *rows))
+    text = evidence.evidence(found)
+    assert "|  | mfeat | rosmap |" in text
+    low = ["" if row.verdict == "level" else "*" for row in found[0].rows[-1].differences.values()]
+    assert low[0] == "*"
+    assert f"| {without} | +0.100* / -0.010{low[1]} |  |" in text
+    assert f"| {scale} |  | +0.200* / +0.000 |" in text
+    # A part taken away is no fusion that somebody could choose.
+    assert text.split("## What each part")[0].count(without) == 0
+
+
 def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     text = evidence.evidence(made_up())
     assert (

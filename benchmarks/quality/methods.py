@@ -130,7 +130,6 @@ TRAININGS: dict[str, Training] = {
     "GRF, gradient modulation": Training(modulation=0.5),
     "GRF, order drawn at random": Training(order="random", test_orders=True),
     "GRF, loss after each modality": Training(intermediate=0.5),
-    "GRF, both of these": Training(order="random", intermediate=0.5),
 }
 CLASSICAL = {
     "{} regression on summaries": {"model": "linear", "copies": 0},

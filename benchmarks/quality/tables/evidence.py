@@ -49,6 +49,7 @@ def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
         "## What came out",
         "",
         *(f"{k}. {text}" for k, text in enumerate(_conclusions(found), 1)),
+        *_parts(found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -161,6 +162,33 @@ def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
             ]
         )
     yield from table(header, lines)
+
+
+def _parts(summaries: Sequence[Summary]) -> Iterator[str]:
+    changed = {
+        summary.name: {row.name: row for row in summary.in_groups("ablation") if row.differences}
+        for summary in summaries
+    }
+    sets = [summary for summary in summaries if changed[summary.name]]
+    names = list(dict.fromkeys(name for rows in changed.values() for name in rows))
+    if not sets:
+        return
+    yield from ("", "## What each part is worth", "")
+    yield (
+        f"{GRF} minus {GRF} with one thing changed, {COMPLETE} / {HALF}, with the settings of "
+        f"{GRF}. A star marks an interval that excludes 0."
+    )
+    yield ""
+
+    def cell(summary: Summary, name: str) -> str:
+        row = changed[summary.name].get(name)
+        if row is None:
+            return ""
+        found = (row.differences[gone_of(summary, point)] for point in (COMPLETE, HALF))
+        return " / ".join(f"{d.mean:+.3f}{'' if d.verdict == 'level' else '*'}" for d in found)
+
+    lines = [[name, *(cell(summary, name) for summary in sets)] for name in names]
+    yield from table(["", *(summary.name for summary in sets)], lines)
 
 
 def _named(row: Row, own: Row) -> str:

@@ -17,7 +17,7 @@ from benchmarks.quality.store import Record, Store, of_dataset
 from benchmarks.quality.tables.compare import Bootstrap, Difference
 
 # What GRF is compared with, row by row.
-COMPARED = ("reference", "baseline", "grf")
+COMPARED = ("reference", "baseline", "grf", "ablation")
 FIGURES = ("training", "inference")
 
 
