@@ -53,7 +53,10 @@ def overview(summaries: Sequence[Summary], file: Path) -> None:
             heights = [place + 0.22 + 0.17 * k for place in range(len(found))]
             style = {"linestyle": "", "markersize": 5, "capsize": 3, "label": point}
             axis.errorbar(means, heights, xerr=bars, color=color, marker=marker, **style)
-        axis.axvline(0, color=INK, linewidth=0.8)
+        # Beside the intervals alone, so that no letter is crossed out.
+        places = range(len(found))
+        ends = ([place + shift for place in places] for shift in (0.12, 0.5))
+        axis.vlines([0.0] * len(found), *ends, color=INK, linewidth=0.8)
         for place, summary in enumerate(found):
             name, *scores = _said(summary).split("\n")
             start = {"transform": axis.get_yaxis_transform(), "va": "center"}
