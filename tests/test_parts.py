@@ -308,7 +308,6 @@ class Careless(nn.Module):
     def __init__(self, kept: int, *, unit: bool) -> None:
         super().__init__()
         self.kept, self.unit = kept, unit
-        self.linear = nn.Linear(DIM, DIM)
         self.masks: list[Tensor | None] = []
 
     def forward(self, first: Tensor, second: Tensor, **given: Any) -> tuple[Tensor, Tensor]:

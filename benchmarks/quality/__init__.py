@@ -17,8 +17,8 @@ as they come, or with `-encoded` behind the name of the data set, behind the sam
 each modality. AdamW with warm-up and cosine, clipped gradients, modality dropout 0.5 (none for
 models of one modality each), dropout 0.1, the epoch that validation likes best. Validation is the
 mean of everything there and about half of the modalities missing, which the test asks for too.
-All methods have
-the same number of trials, of learning rate and width (of scikit-learn's settings for the classical
+All methods have the same number of trials,
+of learning rate and width (of scikit-learn's settings for the classical
 methods), judged on validation. Trials have seed 0; the best settings then get seeds 1 to 5, each
 tested once. Where each seed has another validation part (dsads), trials have seeds 1 to 5 and are
 tested at once, and those of the settings with the best mean on validation are reported. Statistics
