@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, Mode
-from grf_fusion._chain.parts import Factory, Where, make_block, make_summary, make_unit
+from grf_fusion._chain.parts import Factory, make_block, make_summary, make_unit
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state, mean_over_steps
 from grf_fusion._chain.step import (
     Cell,
@@ -20,6 +20,7 @@ from grf_fusion._chain.step import (
     receive_summary,
 )
 from grf_fusion._checks.arguments import ShapeError
+from grf_fusion._checks.options import Where
 from grf_fusion._inputs.call import Arrival, presence_of
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of

@@ -9,10 +9,9 @@ from typing_extensions import override
 
 from grf_fusion._chain.chain import Chain
 from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, settle
-from grf_fusion._chain.parts import Where
 from grf_fusion._chain.state import FusionState, FusionTrace, mean_over_steps
 from grf_fusion._chain.step import Context
-from grf_fusion._checks.options import Modalities, check_modalities, check_modality
+from grf_fusion._checks.options import Modalities, Where, check_modalities, check_modality
 from grf_fusion._inputs.call import check_call, check_name, check_order, check_step, presence_matrix
 
 

@@ -3,26 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypedDict, cast
+from typing import cast
 
-import torch
 from torch import nn
 from typing_extensions import Unpack
 
 from grf_fusion._chain.options import OWNER, ChainOptions, block_options
-from grf_fusion._checks.options import check_part
+from grf_fusion._checks.options import Where, check_part
 from grf_fusion._layers.block import SymmetricCrossAttentionBlock
 from grf_fusion._layers.gate import GatedFusionUnit
 from grf_fusion._layers.summary import ModalitySummary
 
 Factory = Callable[[], nn.Module] | None
-
-
-class Where(TypedDict):
-    """Where parameters are made."""
-
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 def make_block(

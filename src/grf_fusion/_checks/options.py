@@ -1,8 +1,9 @@
 """Checks of what a fusion is built from, with ValueError; their first argument is who refuses."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
+import torch
 from torch import nn
 
 from grf_fusion._checks.arguments import expect_size
@@ -11,6 +12,13 @@ from grf_fusion._checks.arguments import expect_size
 Modalities = Mapping[str, int] | Sequence[tuple[str, int]]
 # Names that a sub-module cannot have.
 TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+class Where(TypedDict):
+    """Device and dtype of new parameters, handed down together."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 def check_modality(

@@ -5,7 +5,9 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
+from grf_fusion._checks.options import Where
 from grf_fusion._inputs.call import Arrival, check_call, presence_of
 from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
@@ -62,19 +64,11 @@ def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
 
 
 def make_projections(
-    modalities: Mapping[str, int],
-    dim: int,
-    *,
-    bias: bool = True,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
+    modalities: Mapping[str, int], dim: int, *, bias: bool = True, **where: Unpack[Where]
 ) -> nn.ModuleDict:
     """Make a linear layer for each modality."""
     return nn.ModuleDict(
-        {
-            name: nn.Linear(size, dim, bias=bias, device=device, dtype=dtype)
-            for name, size in modalities.items()
-        }
+        {name: nn.Linear(size, dim, bias=bias, **where) for name, size in modalities.items()}
     )
 
 
