@@ -15,7 +15,8 @@ from grf_fusion._chain.step import (
     Context,
     Incoming,
     advance,
-    open_chain,
+    open_as_sequence,
+    open_as_vector,
     receive,
     receive_summary,
 )
@@ -162,13 +163,18 @@ class Chain(nn.Module):
         self, context: Context | None, name: str, arrival: Arrival, batch: int
     ) -> tuple[Context, Tensor]:
         """Fuse one modality; return the new context and the gate of each of its steps."""
-        incoming, start = self._incoming(name, arrival, batch), self.initial_context
+        start = self.initial_context
         if context is None and start is None:
-            is_sequence = arrival.features is not None
-            context = open_chain(incoming, mode=self.context, is_sequence=is_sequence)
+            if self.context != "pooled" and arrival.features is not None:
+                projection = cast(nn.Linear, self.projections[name])
+                context = open_as_sequence(projection, arrival, batch)
+            else:
+                incoming = self._incoming(name, arrival, batch)
+                context = open_as_vector(incoming, mode=self.context)
             return context, context.values.new_zeros(batch, self.embed_dim)
         if context is None:
             context = Context(cast(Tensor, start).expand(batch, -1), None)
+        incoming = self._incoming(name, arrival, batch)
         cell = Cell(
             self.block if self.blocks is None else self.blocks[name],
             cast(nn.Module, self.unit if self.units is None else self.units[name]),

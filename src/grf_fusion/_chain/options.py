@@ -142,17 +142,6 @@ def _settle_block(given: ChainOptions, *, own_block: bool) -> ChainOptions:
 
 def block_options(settled: ChainOptions) -> BlockOptions:
     """Return the options of the chain's block, checked."""
-    return BlockOptions(
-        embed_dim=settled.embed_dim,
-        num_heads=cast(int, settled.num_heads),
-        num_layers=settled.num_layers,
-        dim_feedforward=settled.dim_feedforward,
-        dropout=settled.dropout,
-        activation=settled.activation,
-        norm_first=cast(bool, settled.norm_first),
-        self_attention=cast('bool | Literal["linear"]', settled.self_attention),
-        symmetric=settled.symmetric,
-        packing=settled.packing,
-        checkpoint=settled.checkpoint,
-        pooled_context=settled.context == "pooled",
-    )
+    names = [field.name for field in dataclasses.fields(BlockOptions) if field.name in SETTINGS]
+    shared = {name: getattr(settled, name) for name in names}
+    return BlockOptions(**shared, pooled_context=settled.context == "pooled")

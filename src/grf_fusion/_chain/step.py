@@ -26,18 +26,17 @@ POSITION_WEIGHT = 0.3
 
 
 class Incoming(NamedTuple):
-    """A projected modality.
+    """A modality as a step takes it.
 
     Attributes:
-        projected: ``(batch, time, dim)``, without positions.
-        encoded: ``(batch, time, dim)``, with positions and their dropout.
+        encoded: ``(batch, time, dim)``: projected, with positions and their dropout; or its
+            summary, which is one step.
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         mask: The same, but all True where a sample has none, so that no softmax runs over nothing;
             the result of such a sample is thrown away.
         present: ``(batch,)`` bool: samples that have at least one real step, ``None`` for all.
     """
 
-    projected: Tensor
     encoded: Tensor
     real: Tensor | None
     mask: Tensor | None
@@ -81,10 +80,8 @@ class StepResult(NamedTuple):
 def receive(projection: nn.Linear, arrival: Arrival, batch: int, dropout: nn.Dropout) -> Incoming:
     """Project a modality and add PE."""
     features, real = fill(projection, arrival, batch)
-    projected = projection(features)
     return Incoming(
-        projected,
-        drop(dropout, add_positions(projected, projection.weight)),
+        drop(dropout, add_positions(projection(features), projection.weight)),
         real,
         None if arrival.mask is None else unmask_empty(arrival.mask),
         _presence_or_none(arrival, batch, features.device),
@@ -121,8 +118,7 @@ def receive_summary(
         encoded = summary(placed, None if arrival.mask is None else unmask_empty(arrival.mask))
     else:
         encoded = summary(placed, None, packed)
-    step = encoded.unsqueeze(1)
-    return Incoming(step, step, None, None, present)
+    return Incoming(encoded.unsqueeze(1), None, None, present)
 
 
 def _presence_or_none(arrival: Arrival, batch: int, device: torch.device) -> Tensor | None:
@@ -138,16 +134,16 @@ def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummar
     )
 
 
-def open_chain(incoming: Incoming, *, mode: Mode, is_sequence: bool) -> Context:
-    """Open the context with its first modality; a sample without the modality stays closed.
+def open_as_sequence(projection: nn.Linear, arrival: Arrival, batch: int) -> Context:
+    """Open the context with the steps of a modality that some sample has, without positions."""
+    features, real = fill(projection, arrival, batch)
+    # Autocast projects in half precision; a state has one dtype from its first step on.
+    values = fill_masked(projection(features), real).to(projection.weight.dtype)
+    return Context(values, _ones(values, values.shape[1]) if real is None else real)
 
-    ``is_sequence`` is whether the modality may open as one.
-    """
-    if is_sequence and mode != "pooled":
-        # Autocast projects in half precision; a state has one dtype from its first step on.
-        values = fill_masked(incoming.projected, incoming.real).to(incoming.encoded.dtype)
-        real = _ones(values, values.shape[1]) if incoming.real is None else incoming.real
-        return Context(values, real)
+
+def open_as_vector(incoming: Incoming, *, mode: Mode) -> Context:
+    """Open the context with a modality's mean; a sample without the modality stays closed."""
     real = None if incoming.present is None else incoming.present.unsqueeze(1)
     opener = fill_masked(masked_mean(incoming.encoded, incoming.mask).unsqueeze(1), real)
     return Context(opener if mode == "sequence" else opener.squeeze(1), real)
@@ -191,13 +187,12 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
         mask = context.full_mask()
     if present is None:
         present = _ones(held, 1).squeeze(1)
-    is_open = None if mask is None else mask.any(dim=1)
-    fuses = present if is_open is None else present & is_open
+    fuses = present if mask is None else present & mask.any(dim=1)
     gate = gate.masked_fill(~_over(fuses, gate), 0.0)
     # With a learned context nothing opens, not even where a state made by hand has none.
-    if mask is None or is_open is None or cell.learned:
+    if mask is None or cell.learned:
         return Context(_select(fuses, fused, held), mask), gate
-    opens = present & ~is_open
+    opens = present & ~fuses
     opener = masked_mean(incoming.encoded, incoming.mask)
     if cell.mode == "sequence":
         time = mask.shape[1]
@@ -206,7 +201,7 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
         # Spelled out: onnxruntime cannot select between truth values.
         mask = (opens.unsqueeze(1) & first) | (~opens.unsqueeze(1) & mask)
     else:
-        mask = (is_open | present).unsqueeze(1)
+        mask = (mask.any(dim=1) | present).unsqueeze(1)
     return Context(_select(fuses, fused, _select(opens, opener, held)), mask), gate
 
 
