@@ -10,19 +10,64 @@ from benchmarks.common.author import sinusoids
 from benchmarks.common.peers import LONGEST, Features
 from grf_fusion import FusionState, GatedRecurrentFusion
 
+# Of the default form; see the formula of `GatedRecurrentFusion`.
+POSITION_WEIGHT = 0.3
+
 
 class ByHand:
-    """The chain of `context="pooled"` with shared weights, no masks and no dropout.
+    """Weights and products of a chain with shared weights, without masks and dropout.
 
-    Everything that a call can take from the one before is prepared here: the products of query,
-    key and value are one, and the positions are a table.
+    Everything that a call can take from the one before is prepared: positions are a table.
     """
 
     def __init__(self, fusion: GatedRecurrentFusion) -> None:
-        weights = {name: value.detach() for name, value in fusion.state_dict().items()}
-        self.heads, self.layers = fusion.num_heads, range(fusion.num_layers)
-        self.names, self.weights = list(fusion.modalities), weights
-        self.table = sinusoids(LONGEST, fusion.embed_dim).to(weights["unit.linear.weight"])
+        self.weights = {name: value.detach() for name, value in fusion.state_dict().items()}
+        self.names, self.layers = list(fusion.modalities), range(fusion.num_layers)
+        self.table = sinusoids(LONGEST, fusion.embed_dim).to(self.weights["unit.linear.weight"])
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        norm = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, x.shape[-1:], *norm)
+
+    def _blend(self, state: Tensor, update: Tensor) -> Tensor:
+        pair = self._linear("unit.linear", torch.cat((state, update), dim=-1))
+        gate, candidate = pair.chunk(2, dim=-1)
+        return torch.lerp(state, candidate.tanh(), gate.sigmoid())
+
+
+class SummaryByHand(ByHand):
+    """The default form."""
+
+    def __init__(self, fusion: GatedRecurrentFusion) -> None:
+        super().__init__(fusion)
+        self.table = POSITION_WEIGHT * self.table
+        measured = {name: float(self.weights[f"scales.{name}.rms"]) for name in self.names}
+        self.scales = {name: rms if rms else 1.0 for name, rms in measured.items()}
+
+    def __call__(self, features: Features) -> Tensor:
+        """Fuse."""
+        state = self.weights["initial_context"].expand(len(features[self.names[0]]), -1)
+        for name in self.names:
+            x = self._linear(f"projections.{name}", features[name] / self.scales[name])
+            x = x + self.table[: x.shape[1]]
+            for layer in self.layers:
+                x = self._linear(f"summaries.{name}.hidden.{layer}", F.gelu(x))
+            x = F.gelu(x)
+            both = torch.cat((x.mean(dim=1), x.amax(dim=1)), dim=-1)
+            update = self._linear(f"summaries.{name}.output", both)
+            state = self._blend(state, self._norm(f"summaries.{name}.norm", update))
+        return self._norm("norm", state)
+
+
+class PaperByHand(ByHand):
+    """The paper's form with a pooled context; the products of query, key and value are one."""
+
+    def __init__(self, fusion: GatedRecurrentFusion) -> None:
+        super().__init__(fusion)
+        self.heads, weights = fusion.num_heads, self.weights
         for layer in self.layers:
             prefix = f"block.modality_layers.{layer}.self_attn"
             parts = [weights[f"{prefix}.{part}_proj.weight"] for part in "qkv"]
@@ -34,7 +79,6 @@ class ByHand:
 
     def __call__(self, features: Features) -> Tensor:
         """Fuse."""
-        weights = self.weights
         first, *others = self.names
         state = self._sequence(first, features).mean(dim=1)
         for name in others:
@@ -42,11 +86,7 @@ class ByHand:
             modality = self._sequence(name, features)
             state = self._read_modality(context, modality)
             update = self._read_context(modality, context)
-            pair = self._linear("unit.linear", torch.cat((state, update), dim=-1))
-            gate, candidate = pair.chunk(2, dim=-1)
-            blend = torch.lerp(state, candidate.tanh(), gate.sigmoid())
-            norm = weights["unit.norm.weight"], weights["unit.norm.bias"]
-            state = F.layer_norm(blend, blend.shape[-1:], *norm)
+            state = self._norm("unit.norm", self._blend(state, update))
         return state
 
     def _sequence(self, name: str, features: Features) -> Tensor:
@@ -88,12 +128,8 @@ class ByHand:
         hidden = F.gelu(self._linear(f"{prefix}.linear1", x))
         return self._add(f"{prefix}.feedforward", x, self._linear(f"{prefix}.linear2", hidden))
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
     def _add(self, name: str, x: Tensor, update: Tensor) -> Tensor:
-        norm = self.weights[f"{name}_norm.weight"], self.weights[f"{name}_norm.bias"]
-        return F.layer_norm(x + update, x.shape[-1:], *norm)
+        return self._norm(f"{name}_norm", x + update)
 
 
 def step_alone(

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from benchmarks.common import clock
 from benchmarks.speed import rows
-from benchmarks.speed.by_hand import ByHand, step_alone
+from benchmarks.speed.by_hand import PaperByHand, SummaryByHand, step_alone
 from benchmarks.speed.contestants import (
     AUTHOR,
     BUILDERS,
+    DEFAULT,
     MULT,
     OURS,
     OURS_AUTHOR,
@@ -128,10 +129,12 @@ def tiny(workload: Workload, run: Run) -> Iterator[Row]:
     features, masks = workload.draw()
     built = {name: run.build(name, workload) for name in BUILDERS if name not in missing()}
     calls = {name: clock.forward(contestant, features, masks) for name, contestant in built.items()}
-    by_hand = ByHand(built[OURS].module)
-    calls[rows.BY_HAND] = _inference(lambda: by_hand(features))
+    by_hand = PaperByHand(built[OURS].module), SummaryByHand(built[DEFAULT].module)
+    calls[rows.BY_HAND] = _inference(lambda: by_hand[0](features))
+    calls[rows.BY_HAND_DEFAULT] = _inference(lambda: by_hand[1](features))
     yield from run.race(workload, FORWARD, calls)
     yield from _check_equal(workload, run, calls, OURS, rows.BY_HAND)
+    yield from _check_equal(workload, run, calls, DEFAULT, rows.BY_HAND_DEFAULT)
     yield from _check_equal(workload, run, calls, AUTHOR, OURS_AUTHOR)
 
 

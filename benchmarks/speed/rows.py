@@ -13,6 +13,7 @@ STEP = "ours: one step, state cached"
 ALONE = "that step alone, its parts called by hand"
 AGAIN = "everything again"
 BY_HAND = "the same operations by hand"
+BY_HAND_DEFAULT = "the same operations by hand, default form"
 COMPILED, EAGER = ", compiled", ", eager"
 COMPILING, GRAPHS = "first call compiled", "graphs"
 
