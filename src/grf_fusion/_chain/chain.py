@@ -179,7 +179,6 @@ class Chain(nn.Module):
             self.block if self.blocks is None else self.blocks[name],
             cast(nn.Module, self.unit if self.units is None else self.units[name]),
             self.position_dropout,
-            self._reference(),
             mode=self.context,
             residual=self.form == "residual",
             learned=start is not None,

@@ -156,7 +156,6 @@ class Cell(NamedTuple):
         block: Symmetric cross-attention, ``None`` where the unit gets the modality itself.
         unit: Gated fusion unit.
         dropout: Dropout of the context, after positions are added.
-        like: A parameter, which has the precision of positions.
         mode: What the context is.
         residual: Whether the gate keeps the context itself.
         learned: Whether every sample starts with a learned context.
@@ -165,7 +164,6 @@ class Cell(NamedTuple):
     block: nn.Module | None
     unit: nn.Module
     dropout: nn.Dropout
-    like: Tensor
     mode: Mode
     residual: bool
     learned: bool
@@ -214,7 +212,8 @@ def _fuse(cell: Cell, context: Context, incoming: Incoming) -> StepResult:
     steps = encoded = values if is_sequence else values.unsqueeze(1)
     # A position that is added to one vector at every step crowds out what the vector has kept.
     if is_sequence or not cell.residual:
-        encoded = drop(cell.dropout, add_positions(steps, cell.like))
+        # In the precision of the parameters, which the modality has been given with its positions.
+        encoded = drop(cell.dropout, add_positions(steps, incoming.encoded))
     # A sample whose vector is no context yet would have no real step; its result is thrown away.
     real = mask if is_sequence else None
     enriched, update, own_block = _call_block(cell.block, encoded, real, incoming)

@@ -182,7 +182,8 @@ def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor,
         pair = unit.linear(both.unsqueeze(0)).squeeze(0)
     else:
         pair = unit.linear(both)
-    gate, candidate = pair.to(state.dtype).chunk(2, dim=-1)
+    pair = pair if pair.dtype == state.dtype else pair.to(state.dtype)
+    gate, candidate = pair.chunk(2, dim=-1)
     gate = gate.sigmoid()
     if unit.gate_scale is not None:
         gate = gate * unit.gate_scale
