@@ -84,6 +84,15 @@ class BaselineCall:
     order: None = None
 
 
+def activations_for(dtype: torch.dtype) -> st.SearchStrategy[str]:
+    """The activations whose gradient a dtype can resolve.
+
+    The gradient of ReLU jumps at 0. float32 rounds some hidden feature across it, once in some
+    thousand calls (seen in MulT, 4e-8 from 0).
+    """
+    return st.sampled_from(("gelu", "relu") if dtype == torch.float64 else ("gelu",))
+
+
 def sizes(count: int, primes: Sequence[int] = BATCHES_AND_TIMES) -> st.SearchStrategy[list[int]]:
     """`count` mutually different sizes."""
     return st.permutations(primes).map(lambda drawn: list(drawn[:count]))
@@ -180,12 +189,12 @@ def fusion_configs(
     *,
     contexts: Sequence[str] = ("pooled", "first_sequence", "sequence"),
     ablations: bool = True,
-    embeddings: Sequence[tuple[int, int]] = EMBEDDINGS,
+    dtype: torch.dtype = torch.float64,
 ) -> FusionConfig:
     """A configuration of `count` modalities; `ablations` draws one-way blocks too."""
     names = draw(modality_names(count))
     widths = draw(sizes(count, WIDTHS))
-    embed_dim, num_heads = draw(st.sampled_from(embeddings))
+    embed_dim, num_heads = draw(st.sampled_from(embeddings_for(dtype)))
     context = draw(st.sampled_from(contexts))
     openings = ("first", "learned") if context == "pooled" else ("first",)
     if ablations and context == "pooled" and draw(st.booleans()):
@@ -195,7 +204,7 @@ def fusion_configs(
             num_heads=draw(st.sampled_from((None, num_heads))),
             num_layers=draw(st.integers(1, 2)),
             form="summary",
-            activation=draw(st.sampled_from(("gelu", "relu"))),
+            activation=draw(activations_for(dtype)),
             norm_first=None,
             self_attention=None,
             opening=draw(st.sampled_from(openings)),
@@ -209,7 +218,7 @@ def fusion_configs(
         num_layers=draw(st.integers(1, 2)),
         form=draw(st.sampled_from(FORMS)) if ablations else "paper",
         dim_feedforward=draw(st.sampled_from(FEEDFORWARDS)),
-        activation=draw(st.sampled_from(("gelu", "relu"))),
+        activation=draw(activations_for(dtype)),
         norm_first=draw(st.booleans()),
         self_attention=draw(st.sampled_from(SELF_ATTENTIONS)) if ablations else True,
         symmetric=draw(st.booleans()) if ablations else True,
@@ -247,11 +256,7 @@ def fusion_calls(
     """A configuration and a valid call; without `absence`, every sample has every modality."""
     count = draw(st.integers(1, max_modalities))
     dtype = draw(dtypes()) if dtype is None else dtype
-    config = draw(
-        fusion_configs(
-            count, contexts=contexts, ablations=ablations, embeddings=embeddings_for(dtype)
-        )
-    )
+    config = draw(fusion_configs(count, contexts=contexts, ablations=ablations, dtype=dtype))
     given, given_masks, present = draw(arguments(config.modalities, dtype, absence=absence))
     return FusionCall(
         config=config,
@@ -380,7 +385,7 @@ def block_calls(draw: st.DrawFn, *, dtype: torch.dtype | None = None) -> BlockCa
         dim_feedforward=draw(st.sampled_from(FEEDFORWARDS)),
         options={
             "num_heads": num_heads,
-            "activation": draw(st.sampled_from(("gelu", "relu"))),
+            "activation": draw(activations_for(dtype)),
             "norm_first": draw(st.booleans()),
             "self_attention": draw(st.sampled_from(SELF_ATTENTIONS)),
             "symmetric": draw(st.booleans()),
@@ -428,7 +433,7 @@ def adapter_calls(draw: st.DrawFn, *, dtype: torch.dtype | None = None) -> Adapt
         "num_heads": num_heads,
         "num_layers": draw(st.integers(1, 2)),
         "dim_feedforward": draw(st.sampled_from(FEEDFORWARDS)),
-        "activation": draw(st.sampled_from(("gelu", "relu"))),
+        "activation": draw(activations_for(dtype)),
         "norm_first": draw(st.booleans()),
         "self_attention": draw(st.sampled_from(SELF_ATTENTIONS)),
         "symmetric": draw(st.booleans()),
