@@ -163,7 +163,7 @@ class FusionAdapter(nn.Module):
             ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
         mask = self._check(hidden, mask)
-        arrivals, batch = check_call(
+        arrivals = check_call(
             OWNER,
             features,
             masks,
@@ -172,7 +172,7 @@ class FusionAdapter(nn.Module):
             like=self.norm.weight,
             batch=hidden.shape[0],
         )
-        received = project_all(self.projections, arrivals, batch)
+        received = project_all(self.projections, arrivals)
         # Padding is filled before anything reads it, and put back as it was.
         state = fill_masked(hidden, mask)
         for part in received.values():

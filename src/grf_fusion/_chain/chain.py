@@ -22,7 +22,7 @@ from grf_fusion._chain.step import (
 )
 from grf_fusion._checks.arguments import ShapeError
 from grf_fusion._checks.options import Where
-from grf_fusion._inputs.call import Arrival, presence_of
+from grf_fusion._inputs.call import Arrival, absent
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
 from grf_fusion._inputs.scale import FeatureScale
@@ -160,21 +160,19 @@ class Chain(nn.Module):
             raise ShapeError(f"{OWNER}: expected `{argument}` to {rule}, got {got}. {NO_STEP}")
 
     def _advance(
-        self, context: Context | None, name: str, arrival: Arrival, batch: int
+        self, context: Context | None, name: str, arrival: Arrival
     ) -> tuple[Context, Tensor]:
         """Fuse one modality; return the new context and the gate of each of its steps."""
-        start = self.initial_context
+        start, batch = self.initial_context, arrival.features.shape[0]
         if context is None and start is None:
-            if self.context != "pooled" and arrival.features is not None:
-                projection = cast(nn.Linear, self.projections[name])
-                context = open_as_sequence(projection, arrival, batch)
+            if self.context == "pooled" or arrival.absent:
+                context = open_as_vector(self._incoming(name, arrival), mode=self.context)
             else:
-                incoming = self._incoming(name, arrival, batch)
-                context = open_as_vector(incoming, mode=self.context)
+                context = open_as_sequence(cast(nn.Linear, self.projections[name]), arrival)
             return context, context.values.new_zeros(batch, self.embed_dim)
         if context is None:
             context = Context(cast(Tensor, start).expand(batch, -1), None)
-        incoming = self._incoming(name, arrival, batch)
+        incoming = self._incoming(name, arrival)
         cell = Cell(
             self.block if self.blocks is None else self.blocks[name],
             cast(nn.Module, self.unit if self.units is None else self.units[name]),
@@ -189,27 +187,26 @@ class Chain(nn.Module):
         self, state: FusionState | None, context: Context, name: str, arrival: Arrival
     ) -> FusionState:
         """Return the state of a context that has just fused one more modality."""
-        device = context.values.device
-        here = presence_of(arrival, context.values.shape[0], device).unsqueeze(1)
-        index = torch.arange(len(self.modalities), device=device)
-        seen = here & (index == list(self.modalities).index(name))
+        index = torch.arange(len(self.modalities), device=context.values.device)
+        seen = arrival.presence().unsqueeze(1) & (index == list(self.modalities).index(name))
         seen = seen if state is None else seen | state.present
         return FusionState(context.values, context.full_mask(), seen)
 
-    def _incoming(self, name: str, arrival: Arrival, batch: int) -> Incoming:
+    def _incoming(self, name: str, arrival: Arrival) -> Incoming:
         projection = cast(nn.Linear, self.projections[name])
         if self.scales is None or self.summaries is None:
-            return receive(projection, arrival, batch, self.position_dropout)
+            return receive(projection, arrival, self.position_dropout)
         scale = cast(FeatureScale, self.scales[name])
         summary = cast(ModalitySummary, self.summaries[name])
-        return receive_summary(projection, scale, summary, arrival, batch, packing=self.packing)
+        return receive_summary(projection, scale, summary, arrival, packing=self.packing)
 
-    def _keep_unused(self, context: Context, batch: int) -> Context:
+    def _keep_unused(self, context: Context) -> Context:
         """Keep block and unit in the graph where nothing follows the only modality."""
         if len(self.modalities) > 1 or self.initial_context is not None or self.unit is None:
             return context
-        (name,) = self.modalities
-        return self._advance(context, name, Arrival(None, None, None), batch)[0]
+        ((name, dim),) = self.modalities.items()
+        nothing = absent(context.values.shape[0], dim, self._reference())
+        return self._advance(context, name, nothing)[0]
 
     def _readout(self, values: Tensor, mask: Tensor | None) -> Tensor:
         if self.norm is not None:
@@ -226,12 +223,10 @@ class Chain(nn.Module):
         names: tuple[str, ...],
         steps: list[tuple[Context, Tensor]],
         arrivals: Mapping[str, Arrival],
-        batch: int,
     ) -> FusionTrace:
         contexts = [mean_over_steps(self._readout(*context), context.mask) for context, _ in steps]
         gates = [mean_over_steps(gate, context.mask) for context, gate in steps]
-        device = contexts[0].device
-        present = [presence_of(arrivals[name], batch, device) for name in names]
+        present = [arrivals[name].presence() for name in names]
         timed = self.context == "sequence" and len(names) > 1
         return FusionTrace(
             torch.stack(contexts, dim=1),

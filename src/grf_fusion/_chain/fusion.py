@@ -229,17 +229,17 @@ class GatedRecurrentFusion(Chain):
         names = check_order(OWNER, order, list(self.modalities))
         first = f"start with {next(iter(self.modalities))!r}"
         self._check_steps("order", first, names[1:], names)
-        arrivals, batch = check_call(
+        arrivals = check_call(
             OWNER, features, masks, present, declared=self.modalities, like=self._reference()
         )
         context: Context | None = None
         steps: list[tuple[Context, Tensor]] = []
         for name in names:
-            context, gate = self._advance(context, name, arrivals[name], batch)
+            context, gate = self._advance(context, name, arrivals[name])
             if return_trace:
                 steps.append((context, gate))
-        fused = self._readout(*self._keep_unused(cast(Context, context), batch))
-        return (fused, self._trace(names, steps, arrivals, batch)) if return_trace else fused
+        fused = self._readout(*self._keep_unused(cast(Context, context)))
+        return (fused, self._trace(names, steps, arrivals)) if return_trace else fused
 
     @overload
     def step(
@@ -308,8 +308,8 @@ class GatedRecurrentFusion(Chain):
             self._check_steps("name", "come first if at all", (name,), f"{name!r} with a state")
         dim, like = self.modalities[name], self._reference()
         size = None if state is None else state.context.shape[0]
-        arrival, batch = check_step(OWNER, features, mask, present, dim=dim, batch=size, like=like)
-        context, gate = self._advance(context, name, arrival, batch)
+        arrival = check_step(OWNER, features, mask, present, dim=dim, batch=size, like=like)
+        context, gate = self._advance(context, name, arrival)
         state = self._state_after(state, context, name, arrival)
         return (state, mean_over_steps(gate, context.mask)) if return_gate else state
 

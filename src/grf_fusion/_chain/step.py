@@ -12,7 +12,7 @@ from grf_fusion._checks.tracing import is_plain, is_plain_call, is_untouched
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._cpu.layout import worth_packing
 from grf_fusion._cpu.real_steps import find_real_steps
-from grf_fusion._inputs.call import Arrival, presence_of
+from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.positions import sinusoidal_positions
 from grf_fusion._inputs.projections import add_positions, fill
@@ -77,14 +77,14 @@ class StepResult(NamedTuple):
     own: bool
 
 
-def receive(projection: nn.Linear, arrival: Arrival, batch: int, dropout: nn.Dropout) -> Incoming:
+def receive(projection: nn.Linear, arrival: Arrival, dropout: nn.Dropout) -> Incoming:
     """Project a modality and add PE."""
-    features, real = fill(projection, arrival, batch)
+    features, real = fill(arrival)
     return Incoming(
         drop(dropout, add_positions(projection(features), projection.weight)),
         real,
         None if arrival.mask is None else unmask_empty(arrival.mask),
-        _presence_or_none(arrival, batch, features.device),
+        arrival.presence_or_none(),
     )
 
 
@@ -93,17 +93,15 @@ def receive_summary(
     scale: FeatureScale,
     summary: ModalitySummary,
     arrival: Arrival,
-    batch: int,
     *,
     packing: bool | Literal["auto"],
 ) -> Incoming:
     """Scale and project a modality, add PE and summarise it: what enters the chain is one step."""
-    features, real = fill(projection, arrival, batch)
-    present = _presence_or_none(arrival, batch, features.device)
+    features, real = fill(arrival)
     time, weight = features.shape[1], projection.weight
     packed = None
     # An absent modality keeps its one empty step, and layers of others are given samples and time.
-    if arrival.features is not None and real is not None and _is_ours(projection, scale, summary):
+    if not arrival.absent and real is not None and _is_ours(projection, scale, summary):
         width = features.shape[-1]
         if is_plain_call(features) and worth_packing([real], packing=packing, width=width):
             packed = find_real_steps(real)
@@ -118,11 +116,7 @@ def receive_summary(
         encoded = summary(placed, None if arrival.mask is None else unmask_empty(arrival.mask))
     else:
         encoded = summary(placed, None, packed)
-    return Incoming(encoded.unsqueeze(1), None, None, present)
-
-
-def _presence_or_none(arrival: Arrival, batch: int, device: torch.device) -> Tensor | None:
-    return None if arrival.is_complete else presence_of(arrival, batch, device)
+    return Incoming(encoded.unsqueeze(1), None, None, arrival.presence_or_none())
 
 
 def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummary) -> bool:
@@ -134,9 +128,9 @@ def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummar
     )
 
 
-def open_as_sequence(projection: nn.Linear, arrival: Arrival, batch: int) -> Context:
+def open_as_sequence(projection: nn.Linear, arrival: Arrival) -> Context:
     """Open the context with the steps of a modality that some sample has, without positions."""
-    features, real = fill(projection, arrival, batch)
+    features, real = fill(arrival)
     # Autocast projects in half precision; a state has one dtype from its first step on.
     values = fill_masked(projection(features), real).to(projection.weight.dtype)
     return Context(values, _ones(values, values.shape[1]) if real is None else real)

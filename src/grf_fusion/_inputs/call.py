@@ -24,29 +24,38 @@ class Arrival(NamedTuple):
     """A checked modality of a batch.
 
     Attributes:
-        features: ``(batch, time, d_k)``, or ``None`` if no sample has it.
+        features: ``(batch, time, d_k)``.
         mask: ``(batch, time)`` bool, ``None`` for all real.
         present: ``(batch,)`` bool, ``None`` for all present.
+        absent: Whether no features were given, so that no sample has it.
     """
 
-    features: Tensor | None
+    features: Tensor
     mask: Tensor | None
     present: Tensor | None
+    absent: bool = False
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every sample has it, known without reading a tensor."""
-        return self.features is not None and self.mask is None and self.present is None
+    def presence(self) -> Tensor:
+        """Return which samples have at least one real step, ``(batch,)`` bool."""
+        here, features = self.present, self.features
+        if here is None:
+            here = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
+        return here if self.mask is None else here & self.mask.any(dim=1)
+
+    def presence_or_none(self) -> Tensor | None:
+        """Return the same, ``None`` where every sample is known to have it."""
+        return None if self.mask is None and self.present is None else self.presence()
 
 
-def presence_of(arrival: Arrival, batch: int, device: torch.device) -> Tensor:
-    """Tell which samples have the modality: ``(batch,)`` bool."""
-    if arrival.features is None:
-        return torch.zeros(batch, dtype=torch.bool, device=device)
-    here = arrival.present
-    if here is None:
-        here = torch.ones(batch, dtype=torch.bool, device=device)
-    return here if arrival.mask is None else here & arrival.mask.any(dim=1)
+def absent(batch: int, dim: int, like: Tensor) -> Arrival:
+    """Return a modality of ``dim`` features that no sample has: one empty step.
+
+    Instead of no step, so that every parameter stays in the graph with a zero gradient, and the
+    ranks of a distributed job run the same modules in the same order.
+    """
+    features = torch.zeros(batch, 1, dim, device=like.device, dtype=like.dtype)
+    nobody = torch.zeros(batch, dtype=torch.bool, device=like.device)
+    return Arrival(features, None, nobody, absent=True)
 
 
 def check_order(owner: str, order: object, declared: Sequence[str]) -> tuple[str, ...]:
@@ -90,8 +99,8 @@ def check_features(
     dim: int,
     batch: int | None,
     like: Tensor,
-) -> Arrival:
-    """Check one modality's features and mask; the arrival is without ``present``.
+) -> Arrival | None:
+    """Check one modality's features and mask, ``None`` if there are none.
 
     ``batch`` is the number of samples, ``None`` if this modality decides it.
     """
@@ -101,7 +110,7 @@ def check_features(
                 f"{owner}: expected no `{mask_argument}` where there are no features, got a mask. "
                 f"Leave the mask out too, or give `{argument}`."
             )
-        return Arrival(None, None, None)
+        return None
     tensor = expect_tensor(owner, argument, features)
     hint = ""
     if tensor.ndim == 2:
@@ -127,22 +136,21 @@ def check_step(
     dim: int,
     batch: int | None,
     like: Tensor,
-) -> tuple[Arrival, int]:
-    """Check one modality that comes alone, and return it with the number of samples."""
+) -> Arrival:
+    """Check one modality that comes alone."""
     arrival = check_features(
         owner, "features", features, "mask", mask, dim=dim, batch=batch, like=like
     )
-    if batch is None:
-        if arrival.features is None:
-            raise ShapeError(
-                f"{owner}: expected `features` with state=None, got None. "
-                "Start with a modality that some sample has."
-            )
+    if arrival is not None:
         batch = arrival.features.shape[0]
+    if batch is None:
+        raise ShapeError(
+            f"{owner}: expected `features` with state=None, got None. "
+            "Start with a modality that some sample has."
+        )
     if present is not None:
-        here = check_present(owner, present, batch=batch, device=like.device)
-        arrival = arrival._replace(present=here)
-    return arrival, batch
+        present = check_present(owner, present, batch=batch, device=like.device)
+    return absent(batch, dim, like) if arrival is None else arrival._replace(present=present)
 
 
 def check_call(
@@ -154,14 +162,14 @@ def check_call(
     declared: Mapping[str, int],
     like: Tensor,
     batch: int | None = None,
-) -> tuple[dict[str, Arrival], int]:
-    """Check a forward pass; return an arrival for each modality, and the number of samples.
+) -> dict[str, Arrival]:
+    """Check a forward pass, and return an arrival for each modality.
 
-    ``batch`` is that number where it is known before.
+    ``batch`` is the number of samples where it is known before.
     """
     given = check_mapping(owner, "features", features, declared)
     given_masks = check_mapping(owner, "masks", {} if masks is None else masks, declared)
-    arrivals: dict[str, Arrival] = {}
+    arrivals: list[Arrival | None] = []
     for name, dim in declared.items():
         arrival = check_features(
             owner,
@@ -173,23 +181,25 @@ def check_call(
             batch=batch,
             like=like,
         )
-        arrivals[name] = arrival
-        if batch is None and arrival.features is not None:
+        arrivals.append(arrival)
+        if batch is None and arrival is not None:
             batch = arrival.features.shape[0]
     if batch is None:
         raise ShapeError(
             f"{owner}: expected `features` to hold at least one of {list(declared)}, got none. "
             "A batch that lacks everything is one masked step of any modality."
         )
-    if present is None:
-        return arrivals, batch
-    columns = check_present(
-        owner, present, batch=batch, device=like.device, modalities=len(declared)
-    )
-    return {
-        name: Arrival(arrival.features, arrival.mask, column)
-        for (name, arrival), column in zip(arrivals.items(), columns.unbind(1), strict=True)
-    }, batch
+    columns: Sequence[Tensor | None] = [None] * len(declared)
+    if present is not None:
+        axes = {"batch": batch, "modalities": len(declared)}
+        columns = check_present(owner, present, device=like.device, **axes).unbind(1)
+    checked: dict[str, Arrival] = {}
+    for (name, dim), arrival, column in zip(declared.items(), arrivals, columns, strict=True):
+        if arrival is None:
+            checked[name] = absent(batch, dim, like)
+        else:
+            checked[name] = Arrival(arrival.features, arrival.mask, column)
+    return checked
 
 
 def presence_matrix(
@@ -202,9 +212,8 @@ def presence_matrix(
     like: Tensor,
 ) -> Tensor:
     """Check the same arguments, and return who has what, ``(batch, modalities)`` bool."""
-    arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
-    columns = [presence_of(arrival, batch, like.device) for arrival in arrivals.values()]
-    return torch.stack(columns, dim=1)
+    arrivals = check_call(owner, features, masks, present, declared=declared, like=like)
+    return torch.stack([arrival.presence() for arrival in arrivals.values()], dim=1)
 
 
 def check_present(

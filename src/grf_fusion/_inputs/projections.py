@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from grf_fusion._checks.options import Where
-from grf_fusion._inputs.call import Arrival, check_call, presence_of
+from grf_fusion._inputs.call import Arrival, check_call
 from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
@@ -32,29 +32,20 @@ class Received(NamedTuple):
         return masked_mean(self.steps, self.real)
 
 
-def fill(projection: nn.Linear, arrival: Arrival, batch: int) -> tuple[Tensor, Tensor | None]:
+def fill(arrival: Arrival) -> tuple[Tensor, Tensor | None]:
     """Return features and real steps, with zeros for whatever is not real."""
-    features, mask, present = arrival
-    if features is None:
-        # One empty step instead of no step: every parameter stays in the graph with a zero
-        # gradient, and the ranks of a distributed job run the same modules in the same order.
-        weight = projection.weight
-        shape = (batch, 1, projection.in_features)
-        features = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-        present = torch.zeros(batch, device=weight.device, dtype=torch.bool)
-    real = mask
+    features, real, present, _ = arrival
     if present is not None:
         column = present.unsqueeze(1).expand(features.shape[:2])
-        real = column if mask is None else restrict(mask, column)
+        real = column if real is None else restrict(real, column)
     # Filled before it is projected: a NaN that is masked later has already met the weights.
     return fill_masked(features, real), real
 
 
-def project(projection: nn.Linear, arrival: Arrival, batch: int) -> Received:
+def project(projection: nn.Module, arrival: Arrival) -> Received:
     """Project a modality, with zeros for whatever is not real."""
-    features, real = fill(projection, arrival, batch)
-    here = presence_of(arrival, batch, features.device)
-    return Received(projection(features), real, here)
+    features, real = fill(arrival)
+    return Received(projection(features), real, arrival.presence())
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
@@ -77,14 +68,9 @@ def weight_of(projections: nn.ModuleDict) -> Tensor:
     return cast(nn.Linear, next(iter(projections.values()))).weight
 
 
-def project_all(
-    projections: nn.ModuleDict, arrivals: Mapping[str, Arrival], batch: int
-) -> dict[str, Received]:
+def project_all(projections: nn.ModuleDict, arrivals: Mapping[str, Arrival]) -> dict[str, Received]:
     """Project every modality, in declared order."""
-    return {
-        name: project(cast(nn.Linear, projections[name]), arrival, batch)
-        for name, arrival in arrivals.items()
-    }
+    return {name: project(projections[name], arrival) for name, arrival in arrivals.items()}
 
 
 def receive_all(
@@ -98,8 +84,8 @@ def receive_all(
 ) -> dict[str, Received]:
     """Check a call, with `ShapeError`, and project all that it brings, in declared order."""
     like = weight_of(projections)
-    arrivals, batch = check_call(owner, features, masks, present, declared=declared, like=like)
-    return project_all(projections, arrivals, batch)
+    arrivals = check_call(owner, features, masks, present, declared=declared, like=like)
+    return project_all(projections, arrivals)
 
 
 def join(parts: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from grf_fusion._checks.arguments import (
     expect_size,
 )
 from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import Arrival, check_call
+from grf_fusion._inputs.call import check_call, check_mapping
 from grf_fusion._inputs.projections import (
     Received,
     clear_empty,
@@ -204,13 +204,11 @@ class MulT(Baseline):
             ShapeError: If a name, shape, mask, dtype or device is wrong, or if there is a mask or a
                 missing modality with ``literal=True``.
         """
-        like = weight_of(self.projections)
-        arrivals, batch = check_call(
-            OWNER, features, masks, present, declared=self.modalities, like=like
-        )
         if self.literal:
-            _check_literal(arrivals, masks, present)
-        received = project_all(self.projections, arrivals, batch)
+            _check_literal(features, masks, present, declared=self.modalities)
+        like = weight_of(self.projections)
+        arrivals = check_call(OWNER, features, masks, present, declared=self.modalities, like=like)
+        received = project_all(self.projections, arrivals)
         fused = torch.cat([self._last(name, received) for name in self.modalities], dim=-1)
         hidden = self.dropout(self.head_in(fused).relu())
         mixed = self.out_proj(fused + self.head_out(hidden))
@@ -241,7 +239,9 @@ class MulT(Baseline):
         return memory.gather(1, place).squeeze(1).masked_fill(~present.unsqueeze(1), 0.0)
 
 
-def _check_literal(arrivals: Mapping[str, Arrival], masks: object, present: object) -> None:
+def _check_literal(
+    features: object, masks: object, present: object, *, declared: Mapping[str, int]
+) -> None:
     hint = "Build the module with literal=False."
     for argument, value in {"masks": masks, "present": present}.items():
         if value is not None:
@@ -249,7 +249,8 @@ def _check_literal(arrivals: Mapping[str, Arrival], masks: object, present: obje
                 f"{OWNER}: expected no `{argument}` with literal=True, "
                 f"got {type(value).__name__}. {hint}"
             )
-    missing = [name for name, arrival in arrivals.items() if arrival.features is None]
+    given = check_mapping(OWNER, "features", features, declared)
+    missing = [name for name in declared if given.get(name) is None]
     if missing:
         raise ShapeError(
             f"{OWNER}: expected `features` to hold every modality with literal=True, "
