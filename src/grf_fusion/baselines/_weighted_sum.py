@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_choice, expect_number, expect_size
-from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._inputs.masks import unmask_empty
-from grf_fusion._inputs.projections import weight_of
 from grf_fusion.baselines._base import Baseline
 
 OWNER = "WeightedSumFusion"
@@ -50,6 +49,7 @@ class WeightedSumFusion(Baseline):
     """
 
     _owner = OWNER
+    _shown = ("weights",)
     weights: Literal["sigmoid", "softmax"] | dict[str, float]
     gate: nn.Linear | None
     fixed: Tensor | None
@@ -66,15 +66,15 @@ class WeightedSumFusion(Baseline):
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
         chosen = _check_weights(weights, declared)
-        super().__init__(declared, embed_dim, device=device, dtype=dtype)
+        where: Where = {"device": device, "dtype": dtype}
+        super().__init__(declared, embed_dim, **where)
         self.weights = chosen
         self.gate = fixed = None
         if isinstance(chosen, str):
             count = len(declared)
-            self.gate = nn.Linear(count * embed_dim, count, device=device, dtype=dtype)
+            self.gate = nn.Linear(count * embed_dim, count, **where)
         else:
-            kind = weight_of(self.projections).dtype
-            fixed = torch.tensor([chosen[name] for name in declared], device=device, dtype=kind)
+            fixed = torch.tensor(list(chosen.values()), **where)
         self.register_buffer("fixed", fixed)
 
     @overload
@@ -134,11 +134,6 @@ class WeightedSumFusion(Baseline):
         weights = self._weigh(vectors.flatten(1), here)
         fused = (weights.unsqueeze(-1) * vectors).sum(dim=1)
         return (fused, weights) if return_weights else fused
-
-    @override
-    def extra_repr(self) -> str:
-        """Show modalities, sizes and weights."""
-        return f"modalities={self.modalities}, embed_dim={self.embed_dim}, weights={self.weights!r}"
 
     def _weigh(self, pooled: Tensor, here: Tensor) -> Tensor:
         if self.gate is None:
