@@ -1,7 +1,7 @@
 """A weighted sum of the modalities, with learned or fixed weights."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast, overload
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -150,23 +150,22 @@ class WeightedSumFusion(Baseline):
 
 
 def _check_weights(
-    weights: object, declared: Mapping[str, int]
+    weights: Literal["sigmoid", "softmax"] | Mapping[str, float], declared: Mapping[str, int]
 ) -> Literal["sigmoid", "softmax"] | dict[str, float]:
     if not isinstance(weights, Mapping):
         learnt = ("sigmoid", "softmax")
         expect_choice(OWNER, "weights", weights, learnt, also="a mapping of all modalities")
-        return cast(Literal["sigmoid", "softmax"], weights)
-    fixed = dict(cast("Mapping[Any, Any]", weights))
-    missing = [name for name in declared if name not in fixed]
-    unexpected = [name for name in fixed if name not in declared]
+        return weights
+    missing = [name for name in declared if name not in weights]
+    unexpected = [name for name in weights if name not in declared]
     if missing or unexpected:
         raise ValueError(
             f"{OWNER}: expected `weights` to name each of {list(declared)}, "
             f"unexpected {unexpected}, missing {missing}."
         )
-    for name, value in fixed.items():
+    for name, value in weights.items():
         rule = "a finite number of at least 0"
         expect_number(OWNER, f"weights[{name!r}]", value, rule, at_least=0)
-    if not any(fixed.values()):
+    if not any(weights.values()):
         raise ValueError(f"{OWNER}: expected `weights` to hold a number above 0, got only 0.")
-    return {name: float(fixed[name]) for name in declared}
+    return {name: float(weights[name]) for name in declared}
