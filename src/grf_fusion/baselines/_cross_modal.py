@@ -100,10 +100,8 @@ class CrossModalAttentionFusion(Baseline):
         )
         memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
         pooled = [
-            self._read(name, query, real, memory, packs=packs)
-            for name, query, real, memory in zip(
-                self.modalities, encoded, masked, memories, strict=True
-            )
+            self._read(name, query, part.real, memory, packs=packs)
+            for (name, part), query, memory in zip(received.items(), encoded, memories, strict=True)
         ]
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
 

@@ -159,10 +159,10 @@ def _grf_tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> I
 
 
 def _grf_attention(key: str, target: str, dim: int) -> Iterator[Weight]:
-    query, key_proj, value = (f"{target}.{of}_proj" for of in "qkv")
-    weights = tuple(f"{part}.weight" for part in (query, key_proj, value))
+    weights = tuple(f"{target}.{part}_proj.weight" for part in "qkv")
+    biases = (f"{target}.q_proj.bias", "", f"{target}.v_proj.bias")
     yield Weight(f"{key}.in_proj_weight", (3 * dim, dim), weights)
-    yield Weight(f"{key}.in_proj_bias", (3 * dim,), (f"{query}.bias", "", f"{value}.bias"))
+    yield Weight(f"{key}.in_proj_bias", (3 * dim,), biases)
     yield from layer(f"{key}.out_proj", f"{target}.out_proj", dim, dim)
 
 
