@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from grf_fusion._checks.options import Where
-from grf_fusion._inputs.call import Arrival, check_call
+from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.lengths import restrict
 from grf_fusion._inputs.masks import fill_masked, masked_mean
 from grf_fusion._inputs.positions import sinusoidal_positions
@@ -71,21 +71,6 @@ def weight_of(projections: nn.ModuleDict) -> Tensor:
 def project_all(projections: nn.ModuleDict, arrivals: Mapping[str, Arrival]) -> dict[str, Received]:
     """Project every modality, in declared order."""
     return {name: project(projections[name], arrival) for name, arrival in arrivals.items()}
-
-
-def receive_all(
-    owner: str,
-    projections: nn.ModuleDict,
-    features: object,
-    masks: object,
-    present: object,
-    *,
-    declared: Mapping[str, int],
-) -> dict[str, Received]:
-    """Check a call, with `ShapeError`, and project all that it brings, in declared order."""
-    like = weight_of(projections)
-    arrivals = check_call(owner, features, masks, present, declared=declared, like=like)
-    return project_all(projections, arrivals)
 
 
 def join(parts: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:

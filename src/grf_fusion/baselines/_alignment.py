@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_number, expect_size
-from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._inputs.masks import unmask_empty
 from grf_fusion._inputs.projections import Received
 from grf_fusion.baselines._base import Baseline
@@ -60,6 +60,7 @@ class ContrastiveAlignment(Baseline):
     """
 
     _owner = OWNER
+    _shown = ("temperature",)
     temperature: float
     scale: nn.Parameter
 
@@ -77,11 +78,11 @@ class ContrastiveAlignment(Baseline):
         least = 1 / LARGEST_SCALE
         rule = f"a finite number above {least}"
         expect_number(OWNER, "temperature", temperature, rule, above=least)
-        super().__init__(declared, embed_dim, device=device, dtype=dtype)
+        where: Where = {"device": device, "dtype": dtype}
+        super().__init__(declared, embed_dim, **where)
         self.temperature = temperature
-        start = torch.empty((), device=device, dtype=dtype)
         logit = -math.log(LARGEST_SCALE * temperature - 1)
-        self.scale = nn.Parameter(nn.init.constant_(start, logit))
+        self.scale = nn.Parameter(torch.tensor(logit, **where))
 
     @override
     def forward(
@@ -147,14 +148,6 @@ class ContrastiveAlignment(Baseline):
         """
         received = self._receive(features, masks, present)
         return {name: _normalise(part) for name, part in received.items()}
-
-    @override
-    def extra_repr(self) -> str:
-        """Show modalities and sizes."""
-        return (
-            f"modalities={self.modalities}, embed_dim={self.embed_dim}, "
-            f"temperature={self.temperature}"
-        )
 
 
 def _normalise(part: Received) -> Tensor:

@@ -1,23 +1,29 @@
 """What all baselines start from: declared modalities with a projection each, and their presence."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack, override
 
-from grf_fusion._inputs.call import presence_matrix
-from grf_fusion._inputs.projections import Received, make_projections, receive_all, weight_of
+from grf_fusion._checks.options import Where
+from grf_fusion._inputs.call import check_call, presence_matrix
+from grf_fusion._inputs.projections import Received, make_projections, project_all, weight_of
 
 
 class Baseline(nn.Module):
-    """Declared modalities, each with a projection; ``_owner`` is the name in error messages.
+    """Declared modalities, each with a projection.
+
+    ``_owner`` is the name in error messages, and ``_shown`` names the settings that `repr` shows. A
+    baseline implements ``_fuse``, or ``forward`` itself if that has options or returns a loss.
 
     A base class, against our own rule: the same setup and methods five times over would hide in
     each file what differs.
     """
 
     _owner: ClassVar[str]
+    _shown: ClassVar[tuple[str, ...]]
+    _fuse: Callable[..., Tensor]
     modalities: dict[str, int]
     embed_dim: int
     projections: nn.ModuleDict
@@ -29,16 +35,42 @@ class Baseline(nn.Module):
         *,
         width: int | None = None,
         bias: bool = True,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        **where: Unpack[Where],
     ) -> None:
         super().__init__()
         self.modalities = modalities
         self.embed_dim = embed_dim
         width = embed_dim if width is None else width
-        self.projections = make_projections(
-            modalities, width, bias=bias, device=device, dtype=dtype
-        )
+        self.projections = make_projections(modalities, width, bias=bias, **where)
+
+    @override
+    def forward(
+        self,
+        features: Mapping[str, Tensor | None],
+        *,
+        masks: Mapping[str, Tensor | None] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Fuse a batch.
+
+        Args:
+            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
+            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
+            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
+
+        Returns:
+            The fused vector, 0 for a sample without any modality.
+
+        Shape:
+            - features: ``(batch, time_k, d_k)`` each, lengths independent
+            - masks: ``(batch, time_k)`` each
+            - present: ``(batch, modalities)``
+            - output: ``(batch, embed_dim)``
+
+        Raises:
+            ShapeError: If a name, shape, mask, dtype or device is wrong.
+        """
+        return self._fuse(self._receive(features, masks, present))
 
     def presence(
         self,
@@ -52,8 +84,15 @@ class Baseline(nn.Module):
         declared = self.modalities
         return presence_matrix(self._owner, features, masks, present, declared=declared, like=like)
 
+    @override
+    def extra_repr(self) -> str:
+        """Show modalities, sizes and settings."""
+        shown = ("modalities", "embed_dim", *self._shown)
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
+
     def _receive(self, features: object, masks: object, present: object) -> dict[str, Received]:
-        declared = self.modalities
-        return receive_all(
-            self._owner, self.projections, features, masks, present, declared=declared
+        like = weight_of(self.projections)
+        arrivals = check_call(
+            self._owner, features, masks, present, declared=self.modalities, like=like
         )
+        return project_all(self.projections, arrivals)

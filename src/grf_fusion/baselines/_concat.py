@@ -14,7 +14,7 @@ from grf_fusion._checks.arguments import (
     expect_probability,
     expect_size,
 )
-from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.masks import masked_max, masked_mean
@@ -77,6 +77,7 @@ class ConcatFusion(Baseline):
     """
 
     _owner = OWNER
+    _shown = ("stage", "num_heads")
     stage: Literal["late", "pooled", "early"]
     num_heads: int | None
     dropout: float
@@ -100,11 +101,10 @@ class ConcatFusion(Baseline):
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
         expect_choice(OWNER, "stage", stage, ("late", "pooled", "early"))
-        if dim_feedforward is not None:
-            expect_size(OWNER, "dim_feedforward", dim_feedforward)
+        if dim_feedforward is None:
+            dim_feedforward = (2 if stage == "pooled" else 4) * embed_dim
+        expect_size(OWNER, "dim_feedforward", dim_feedforward)
         expect_probability(OWNER, "dropout", dropout)
-        hidden = (2 if stage == "pooled" else 4) * embed_dim
-        hidden = hidden if dim_feedforward is None else dim_feedforward
         depth = 1 if num_layers is None else num_layers
         if stage == "early":
             if num_heads is None:
@@ -120,63 +120,37 @@ class ConcatFusion(Baseline):
                     f"{OWNER}: expected no `{argument}` with stage={stage!r}, got {value!r}. "
                     f"The {stage} form has no attention: use stage='early'."
                 )
-        super().__init__(declared, embed_dim, device=device, dtype=dtype)
+        where: Where = {"device": device, "dtype": dtype}
+        super().__init__(declared, embed_dim, **where)
         self.stage = stage
         self.num_heads = num_heads
         self.dropout = dropout
         self.encoders = self.mix = self.layers = None
         if stage == "pooled":
             widths = dict.fromkeys(declared, embed_dim)
-            self.encoders = make_projections(widths, embed_dim, device=device, dtype=dtype)
+            self.encoders = make_projections(widths, embed_dim, **where)
         if num_heads is None:
             width = (2 if stage == "pooled" else 1) * len(declared) * embed_dim
             self.mix = nn.Sequential(
-                nn.Linear(width, hidden, device=device, dtype=dtype),
+                nn.Linear(width, dim_feedforward, **where),
                 nn.GELU(),
                 nn.Dropout(dropout),
-                nn.Linear(hidden, embed_dim, device=device, dtype=dtype),
+                nn.Linear(dim_feedforward, embed_dim, **where),
             )
         else:
             self.layers = nn.ModuleList(
                 EncoderLayer(
                     embed_dim,
                     num_heads=num_heads,
-                    dim_feedforward=hidden,
+                    dim_feedforward=dim_feedforward,
                     dropout=dropout,
-                    device=device,
-                    dtype=dtype,
+                    **where,
                 )
                 for _ in range(depth)
             )
 
     @override
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Fuse a batch.
-
-        Args:
-            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
-            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
-
-        Returns:
-            The fused vector, 0 for a sample without any modality.
-
-        Shape:
-            - features: ``(batch, time_k, d_k)`` each, lengths independent
-            - masks: ``(batch, time_k)`` each
-            - present: ``(batch, modalities)``
-            - output: ``(batch, embed_dim)``
-
-        Raises:
-            ShapeError: If a name, shape, mask, dtype or device is wrong.
-        """
-        received = self._receive(features, masks, present)
+    def _fuse(self, received: dict[str, Received]) -> Tensor:
         parts = list(received.values())
         if self.layers is None:
             vectors = torch.cat(self._pool(received), dim=-1)
@@ -192,14 +166,6 @@ class ConcatFusion(Baseline):
         for layer in self.layers:
             x = layer(x, steps)
         return masked_mean(steps.unpack(x), real)
-
-    @override
-    def extra_repr(self) -> str:
-        """Show modalities and sizes."""
-        return (
-            f"modalities={self.modalities}, embed_dim={self.embed_dim}, stage={self.stage!r}, "
-            f"num_heads={self.num_heads}"
-        )
 
     def _pool(self, received: Mapping[str, Received]) -> list[Tensor]:
         if self.encoders is None:

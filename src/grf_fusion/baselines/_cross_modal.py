@@ -1,6 +1,6 @@
 """Cross-modal attention: every modality attends to all others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -8,16 +8,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_heads, expect_probability, expect_size
-from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, real_first, worth_packing
 from grf_fusion._inputs.masks import masked_mean
-from grf_fusion._inputs.projections import (
-    add_positions,
-    clear_empty,
-    join,
-    weight_of,
-)
+from grf_fusion._inputs.projections import Received, add_positions, clear_empty, join, weight_of
 from grf_fusion._layers.attention import Attention
 from grf_fusion.baselines._base import Baseline
 
@@ -61,6 +56,7 @@ class CrossModalAttentionFusion(Baseline):
     """
 
     _owner = OWNER
+    _shown = ("num_heads",)
     num_heads: int
     attentions: nn.ModuleDict
     norms: nn.ModuleDict
@@ -81,50 +77,21 @@ class CrossModalAttentionFusion(Baseline):
         expect_size(OWNER, "embed_dim", embed_dim)
         expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
         expect_probability(OWNER, "dropout", dropout)
-        super().__init__(declared, embed_dim, device=device, dtype=dtype)
+        where: Where = {"device": device, "dtype": dtype}
+        super().__init__(declared, embed_dim, **where)
         self.num_heads = num_heads
         self.attentions = nn.ModuleDict(
             {
-                name: Attention(
-                    embed_dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype
-                )
+                name: Attention(embed_dim, num_heads=num_heads, dropout=dropout, **where)
                 for name in declared
             }
         )
-        self.norms = nn.ModuleDict(
-            {name: nn.LayerNorm(embed_dim, device=device, dtype=dtype) for name in declared}
-        )
-        self.mix = nn.Linear(len(declared) * embed_dim, embed_dim, device=device, dtype=dtype)
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim, **where) for name in declared})
+        self.mix = nn.Linear(len(declared) * embed_dim, embed_dim, **where)
         self.dropout = nn.Dropout(dropout)
 
     @override
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Fuse a batch.
-
-        Args:
-            features: Features of each modality, as in `GatedRecurrentFusion.forward`.
-            masks: Real steps of each modality, as in `GatedRecurrentFusion.forward`.
-            present: Which samples have which modality, as in `GatedRecurrentFusion.forward`.
-
-        Returns:
-            The fused vector, 0 for a sample without any modality.
-
-        Shape:
-            - features: ``(batch, time_k, d_k)`` each, lengths independent
-            - masks: ``(batch, time_k)`` each
-            - present: ``(batch, modalities)``
-            - output: ``(batch, embed_dim)``
-
-        Raises:
-            ShapeError: If a name, shape, mask, dtype or device is wrong.
-        """
-        received = self._receive(features, masks, present)
+    def _fuse(self, received: dict[str, Received]) -> Tensor:
         like = weight_of(self.projections)
         encoded = [self.dropout(add_positions(part.steps, like)) for part in received.values()]
         masked = [part.real for part in received.values()]
@@ -133,19 +100,10 @@ class CrossModalAttentionFusion(Baseline):
         )
         memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
         pooled = [
-            self._read(name, query, real, memory, packs=packs)
-            for name, query, real, memory in zip(
-                self.modalities, encoded, masked, memories, strict=True
-            )
+            self._read(name, query, part.real, memory, packs=packs)
+            for (name, part), query, memory in zip(received.items(), encoded, memories, strict=True)
         ]
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
-
-    @override
-    def extra_repr(self) -> str:
-        """Show modalities and sizes."""
-        return (
-            f"modalities={self.modalities}, embed_dim={self.embed_dim}, num_heads={self.num_heads}"
-        )
 
     def _read(
         self, name: str, query: Tensor, real: Tensor | None, memory: Memory, *, packs: bool

@@ -1,10 +1,10 @@
 """The encoder layer of the early form of `ConcatFusion`."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from grf_fusion._checks.options import Where
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._cpu.layout import Layout
 from grf_fusion._layers.attention import Attention
@@ -27,17 +27,14 @@ class EncoderLayer(nn.Module):
         num_heads: int,
         dim_feedforward: int,
         dropout: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        **where: Unpack[Where],
     ) -> None:
         super().__init__()
-        self.attention = Attention(
-            embed_dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype
-        )
-        self.attention_norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
-        self.linear1 = nn.Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
-        self.linear2 = nn.Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
-        self.feedforward_norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        self.attention = Attention(embed_dim, num_heads=num_heads, dropout=dropout, **where)
+        self.attention_norm = nn.LayerNorm(embed_dim, **where)
+        self.linear1 = nn.Linear(embed_dim, dim_feedforward, **where)
+        self.linear2 = nn.Linear(dim_feedforward, embed_dim, **where)
+        self.feedforward_norm = nn.LayerNorm(embed_dim, **where)
         self.dropout = nn.Dropout(dropout)
 
     @override

@@ -1,5 +1,6 @@
 """MulT, the multimodal transformer, for any number of modalities."""
 
+import functools
 from collections.abc import Mapping
 from typing import Literal, cast, overload
 
@@ -14,14 +15,9 @@ from grf_fusion._checks.arguments import (
     expect_probability,
     expect_size,
 )
-from grf_fusion._checks.options import Modalities, check_modalities
-from grf_fusion._inputs.call import check_call, check_mapping
-from grf_fusion._inputs.projections import (
-    Received,
-    clear_empty,
-    project_all,
-    weight_of,
-)
+from grf_fusion._checks.options import Modalities, Where, check_modalities
+from grf_fusion._inputs.call import check_mapping
+from grf_fusion._inputs.projections import Received, clear_empty
 from grf_fusion.baselines._base import Baseline
 from grf_fusion.baselines._mult_stack import MulTStack, extent
 
@@ -82,6 +78,7 @@ class MulT(Baseline):
     """
 
     _owner = OWNER
+    _shown = ("num_heads", "num_layers", "stack_dim", "literal")
     num_heads: int
     num_layers: int
     stack_dim: int
@@ -108,48 +105,36 @@ class MulT(Baseline):
     ) -> None:
         declared = check_modalities(OWNER, modalities, fewest=2)
         expect_size(OWNER, "embed_dim", embed_dim)
-        if stack_dim is None:
-            expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
-        else:
-            expect_size(OWNER, "stack_dim", stack_dim)
-            expect_heads(OWNER, "stack_dim", stack_dim, num_heads)
+        argument = "embed_dim" if stack_dim is None else "stack_dim"
+        width = embed_dim if stack_dim is None else stack_dim
+        expect_size(OWNER, argument, width)
+        expect_heads(OWNER, argument, width, num_heads)
         expect_size(OWNER, "num_layers", num_layers)
         expect_probability(OWNER, "dropout", dropout)
         expect_flag(OWNER, "literal", literal)
-        width = embed_dim if stack_dim is None else stack_dim
         wide = (len(declared) - 1) * width
         fused = len(declared) * wide
-        super().__init__(declared, embed_dim, width=width, bias=False, device=device, dtype=dtype)
+        where: Where = {"device": device, "dtype": dtype}
+        super().__init__(declared, embed_dim, width=width, bias=False, **where)
         self.num_heads = num_heads
         self.num_layers = num_layers
         self.stack_dim = width
         self.literal = literal
-
-        def stack(dim: int, layers: int) -> MulTStack:
-            return MulTStack(
-                dim,
-                num_heads=num_heads,
-                num_layers=layers,
-                dropout=dropout,
-                literal=literal,
-                device=device,
-                dtype=dtype,
+        stack = functools.partial(
+            MulTStack, num_heads=num_heads, dropout=dropout, literal=literal, **where
+        )
+        self.cross_stacks = nn.ModuleDict()
+        for name in declared:
+            self.cross_stacks[name] = nn.ModuleDict(
+                {other: stack(width, num_layers=num_layers) for other in declared if other != name}
             )
-
-        self.cross_stacks = nn.ModuleDict(
-            {
-                name: nn.ModuleDict(
-                    {other: stack(width, num_layers) for other in declared if other != name}
-                )
-                for name in declared
-            }
-        )
+        deep = max(num_layers, FEWEST_MEMORY_LAYERS)
         self.memory_stacks = nn.ModuleDict(
-            {name: stack(wide, max(num_layers, FEWEST_MEMORY_LAYERS)) for name in declared}
+            {name: stack(wide, num_layers=deep) for name in declared}
         )
-        self.head_in = nn.Linear(fused, fused, device=device, dtype=dtype)
-        self.head_out = nn.Linear(fused, fused, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(fused, embed_dim, device=device, dtype=dtype)
+        self.head_in = nn.Linear(fused, fused, **where)
+        self.head_out = nn.Linear(fused, fused, **where)
+        self.out_proj = nn.Linear(fused, embed_dim, **where)
         self.dropout = nn.Dropout(dropout)
 
     @overload
@@ -206,23 +191,12 @@ class MulT(Baseline):
         """
         if self.literal:
             _check_literal(features, masks, present, declared=self.modalities)
-        like = weight_of(self.projections)
-        arrivals = check_call(OWNER, features, masks, present, declared=self.modalities, like=like)
-        received = project_all(self.projections, arrivals)
+        received = self._receive(features, masks, present)
         fused = torch.cat([self._last(name, received) for name in self.modalities], dim=-1)
         hidden = self.dropout(self.head_in(fused).relu())
         mixed = self.out_proj(fused + self.head_out(hidden))
         result = clear_empty(mixed, received.values())
         return (result, fused) if return_fused else result
-
-    @override
-    def extra_repr(self) -> str:
-        """Show modalities and sizes."""
-        return (
-            f"modalities={self.modalities}, embed_dim={self.embed_dim}, "
-            f"num_heads={self.num_heads}, num_layers={self.num_layers}, "
-            f"stack_dim={self.stack_dim}, literal={self.literal}"
-        )
 
     def _last(self, name: str, received: Mapping[str, Received]) -> Tensor:
         """Attend from a modality to all others, then to itself, and return its last real step."""

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from grf_fusion._checks.options import Where
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._layers.attention import split_heads
 
@@ -80,13 +81,12 @@ class MulTLayer(nn.Module):
         *,
         num_heads: int,
         dropout: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        **where: Unpack[Where],
     ) -> None:
         super().__init__()
 
         def linear(into: int, out: int, *, packed: int | None = None) -> nn.Linear:
-            layer = nn.Linear(into, out, device=device, dtype=dtype)
+            layer = nn.Linear(into, out, **where)
             bound = math.sqrt(6 / (into + (packed or out)))
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.zeros_(layer.bias)
@@ -100,8 +100,8 @@ class MulTLayer(nn.Module):
         self.out_proj = linear(dim, dim)
         self.linear1 = linear(dim, 4 * dim)
         self.linear2 = linear(4 * dim, dim)
-        self.attention_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.feedforward_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+        self.attention_norm = nn.LayerNorm(dim, **where)
+        self.feedforward_norm = nn.LayerNorm(dim, **where)
 
     @override
     def forward(self, x: Tensor, memory: Tensor | None, mask: AttentionMask) -> Tensor:
@@ -115,14 +115,9 @@ class MulTLayer(nn.Module):
     def _read(self, query: Tensor, memory: Tensor, mask: AttentionMask) -> Tensor:
         projected = (self.q_proj(query), *self.kv_proj(memory).chunk(2, dim=-1))
         q, k, v = (split_heads(rows, self.head_dim).transpose(1, 2) for rows in projected)
-        read = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask.allowed,
-            dropout_p=self.dropout.p if self.dropout.training else 0.0,
-            is_causal=mask.allowed is None,
-        )
+        dropout = self.dropout.p if self.dropout.training else 0.0
+        causal = mask.allowed is None
+        read = F.scaled_dot_product_attention(q, k, v, mask.allowed, dropout, is_causal=causal)
         if mask.unreadable is not None:
             read = read.masked_fill(mask.unreadable, 0.0)
         return self.out_proj(read.transpose(1, 2).flatten(-2))
@@ -144,17 +139,15 @@ class MulTStack(nn.Module):
         num_layers: int,
         dropout: float,
         literal: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        **where: Unpack[Where],
     ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.literal = literal
         self.layers = nn.ModuleList(
-            MulTLayer(dim, num_heads=num_heads, dropout=dropout, device=device, dtype=dtype)
-            for _ in range(num_layers)
+            MulTLayer(dim, num_heads=num_heads, dropout=dropout, **where) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(dim, **where)
 
     @override
     def forward(

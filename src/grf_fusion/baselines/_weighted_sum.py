@@ -1,16 +1,15 @@
 """A weighted sum of the modalities, with learned or fixed weights."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast, overload
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_choice, expect_number, expect_size
-from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._inputs.masks import unmask_empty
-from grf_fusion._inputs.projections import weight_of
 from grf_fusion.baselines._base import Baseline
 
 OWNER = "WeightedSumFusion"
@@ -50,6 +49,7 @@ class WeightedSumFusion(Baseline):
     """
 
     _owner = OWNER
+    _shown = ("weights",)
     weights: Literal["sigmoid", "softmax"] | dict[str, float]
     gate: nn.Linear | None
     fixed: Tensor | None
@@ -66,15 +66,15 @@ class WeightedSumFusion(Baseline):
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
         chosen = _check_weights(weights, declared)
-        super().__init__(declared, embed_dim, device=device, dtype=dtype)
+        where: Where = {"device": device, "dtype": dtype}
+        super().__init__(declared, embed_dim, **where)
         self.weights = chosen
         self.gate = fixed = None
         if isinstance(chosen, str):
             count = len(declared)
-            self.gate = nn.Linear(count * embed_dim, count, device=device, dtype=dtype)
+            self.gate = nn.Linear(count * embed_dim, count, **where)
         else:
-            kind = weight_of(self.projections).dtype
-            fixed = torch.tensor([chosen[name] for name in declared], device=device, dtype=kind)
+            fixed = torch.tensor(list(chosen.values()), **where)
         self.register_buffer("fixed", fixed)
 
     @overload
@@ -135,11 +135,6 @@ class WeightedSumFusion(Baseline):
         fused = (weights.unsqueeze(-1) * vectors).sum(dim=1)
         return (fused, weights) if return_weights else fused
 
-    @override
-    def extra_repr(self) -> str:
-        """Show modalities, sizes and weights."""
-        return f"modalities={self.modalities}, embed_dim={self.embed_dim}, weights={self.weights!r}"
-
     def _weigh(self, pooled: Tensor, here: Tensor) -> Tensor:
         if self.gate is None:
             fixed = cast(Tensor, self.fixed)
@@ -155,23 +150,22 @@ class WeightedSumFusion(Baseline):
 
 
 def _check_weights(
-    weights: object, declared: Mapping[str, int]
+    weights: Literal["sigmoid", "softmax"] | Mapping[str, float], declared: Mapping[str, int]
 ) -> Literal["sigmoid", "softmax"] | dict[str, float]:
     if not isinstance(weights, Mapping):
         learnt = ("sigmoid", "softmax")
         expect_choice(OWNER, "weights", weights, learnt, also="a mapping of all modalities")
-        return cast(Literal["sigmoid", "softmax"], weights)
-    fixed = dict(cast("Mapping[Any, Any]", weights))
-    missing = [name for name in declared if name not in fixed]
-    unexpected = [name for name in fixed if name not in declared]
+        return weights
+    missing = [name for name in declared if name not in weights]
+    unexpected = [name for name in weights if name not in declared]
     if missing or unexpected:
         raise ValueError(
             f"{OWNER}: expected `weights` to name each of {list(declared)}, "
             f"unexpected {unexpected}, missing {missing}."
         )
-    for name, value in fixed.items():
+    for name, value in weights.items():
         rule = "a finite number of at least 0"
         expect_number(OWNER, f"weights[{name!r}]", value, rule, at_least=0)
-    if not any(fixed.values()):
+    if not any(weights.values()):
         raise ValueError(f"{OWNER}: expected `weights` to hold a number above 0, got only 0.")
-    return {name: float(fixed[name]) for name in declared}
+    return {name: float(weights[name]) for name in declared}

@@ -7,22 +7,23 @@ from torch import Tensor
 
 from grf_fusion._chain.fusion import GatedRecurrentFusion
 from grf_fusion._checks.arguments import expect_choice, expect_flag
-from grf_fusion.baselines._mult import MulT
+from grf_fusion.baselines._mult import FEWEST_MEMORY_LAYERS, MulT
 from grf_fusion.checkpoints._author_weights import (
     OWNER,
     Weight,
     axis_of,
-    check_order,
     check_shapes,
     convert,
     count_layers,
     layer,
 )
-from grf_fusion.checkpoints._mult import load_mult
 
-PREFIX = "projectors."
+GRF_PREFIX = "projectors."
 HEADS = ("regressor.", "auxiliary_regressor.")
 NORMS = {"norm1": "self_attn_norm", "norm2": "cross_attn_norm", "norm3": "feedforward_norm"}
+MULT_PREFIX = "proj_"
+# Buffers that the authors' code saves and that hold nothing learnt.
+BUFFERS = (".version", "._float_tensor")
 
 
 @overload
@@ -85,7 +86,12 @@ def load_author_checkpoint(
         ValueError: If names are missing or unexpected, shapes are inconsistent, ``num_heads`` does
             not divide the width, or an option is invalid.
     """
-    names = check_order(order)
+    usable = isinstance(order, Sequence) and all(isinstance(name, str) for name in order)
+    names = list(order) if usable and not isinstance(order, str) else []
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(
+            f"{OWNER}: expected `order` to name at least two different modalities, got {order!r}."
+        )
     expect_choice(OWNER, "model", model, ("grf", "mult"))
     expect_flag(OWNER, "literal", literal)
     if literal and model == "grf":
@@ -98,22 +104,24 @@ def load_author_checkpoint(
             f"got {type(state_dict).__name__}."
         )
     if model == "mult":
-        return load_mult(state_dict, names, num_heads=num_heads, literal=literal)
-    return _load_grf(state_dict, names, num_heads)
+        return _load_mult(state_dict, names, num_heads=num_heads, literal=literal)
+    return _load_grf(state_dict, names, num_heads=num_heads)
 
 
 def _load_grf(
-    state_dict: Mapping[str, Tensor], names: list[str], num_heads: int
+    state_dict: Mapping[str, Tensor], names: list[str], *, num_heads: int
 ) -> GatedRecurrentFusion:
     weights = {key: value for key, value in state_dict.items() if not str(key).startswith(HEADS)}
     first = "fusion_encoders.0.decoder_1.layers.{}.linear1.weight"
-    dim = axis_of(weights, f"{PREFIX}{names[0]}.weight", 0, prefix=PREFIX)
-    hidden = axis_of(weights, first.format(0), 0, prefix=PREFIX)
-    sizes = {name: axis_of(weights, f"{PREFIX}{name}.weight", 1, prefix=PREFIX) for name in names}
+    dim = axis_of(weights, f"{GRF_PREFIX}{names[0]}.weight", 0, prefix=GRF_PREFIX)
+    hidden = axis_of(weights, first.format(0), 0, prefix=GRF_PREFIX)
+    sizes = {
+        name: axis_of(weights, f"{GRF_PREFIX}{name}.weight", 1, prefix=GRF_PREFIX) for name in names
+    }
     layers = count_layers(weights, first)
-    tree = list(_tree(sizes, dim, hidden, layers))
+    tree = list(_grf_tree(sizes, dim, hidden, layers))
     check_shapes(weights, {key: shape for key, shape, _ in tree})
-    like = weights[f"{PREFIX}{names[0]}.weight"]
+    like = weights[f"{GRF_PREFIX}{names[0]}.weight"]
     fusion = GatedRecurrentFusion(
         sizes,
         embed_dim=dim,
@@ -130,16 +138,16 @@ def _load_grf(
     return fusion.eval()
 
 
-def _tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> Iterator[Weight]:
+def _grf_tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> Iterator[Weight]:
     for name, size in sizes.items():
-        yield from layer(f"{PREFIX}{name}", f"projections.{name}", dim, size)
+        yield from layer(f"{GRF_PREFIX}{name}", f"projections.{name}", dim, size)
     for step, name in enumerate(list(sizes)[1:]):
         for decoder, stack in (("decoder_1", "context_layers"), ("decoder_2", "modality_layers")):
             for number in range(layers):
                 key = f"fusion_encoders.{step}.{decoder}.layers.{number}"
                 own = f"blocks.{name}.{stack}.{number}"
-                yield from _attention(f"{key}.self_attn", f"{own}.self_attn", dim)
-                yield from _attention(f"{key}.multihead_attn", f"{own}.cross_attn", dim)
+                yield from _grf_attention(f"{key}.self_attn", f"{own}.self_attn", dim)
+                yield from _grf_attention(f"{key}.multihead_attn", f"{own}.cross_attn", dim)
                 yield from layer(f"{key}.linear1", f"{own}.linear1", hidden, dim)
                 yield from layer(f"{key}.linear2", f"{own}.linear2", dim, hidden)
                 for norm_of, own_norm in NORMS.items():
@@ -150,9 +158,70 @@ def _tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> Itera
         yield from layer(f"gfus.{step}.norm", f"units.{name}.norm", dim)
 
 
-def _attention(key: str, target: str, dim: int) -> Iterator[Weight]:
-    query, key_proj, value = (f"{target}.{of}_proj" for of in "qkv")
-    weights = tuple(f"{part}.weight" for part in (query, key_proj, value))
+def _grf_attention(key: str, target: str, dim: int) -> Iterator[Weight]:
+    weights = tuple(f"{target}.{part}_proj.weight" for part in "qkv")
+    biases = (f"{target}.q_proj.bias", "", f"{target}.v_proj.bias")
     yield Weight(f"{key}.in_proj_weight", (3 * dim, dim), weights)
-    yield Weight(f"{key}.in_proj_bias", (3 * dim,), (f"{query}.bias", "", f"{value}.bias"))
+    yield Weight(f"{key}.in_proj_bias", (3 * dim,), biases)
     yield from layer(f"{key}.out_proj", f"{target}.out_proj", dim, dim)
+
+
+def _load_mult(
+    state_dict: Mapping[str, Tensor], names: list[str], *, num_heads: int, literal: bool
+) -> MulT:
+    weights = {key: value for key, value in state_dict.items() if not str(key).endswith(BUFFERS)}
+    projections = {name: f"{MULT_PREFIX}{name}.weight" for name in names}
+    dim = axis_of(weights, projections[names[0]], 0, prefix=MULT_PREFIX, ndim=3)
+    sizes = {
+        name: axis_of(weights, key, 1, prefix=MULT_PREFIX, ndim=3)
+        for name, key in projections.items()
+    }
+    outputs = axis_of(weights, "out_layer.weight", 0, prefix=MULT_PREFIX)
+    layers = count_layers(weights, f"trans_{names[0]}_with_{names[1]}.layers.{{}}.fc1.weight")
+    tree = list(_mult_tree(sizes, dim, layers, outputs))
+    check_shapes(weights, {key: shape for key, shape, _ in tree})
+    like = weights[projections[names[0]]]
+    module = MulT(
+        sizes,
+        embed_dim=outputs,
+        num_heads=num_heads,
+        num_layers=layers,
+        stack_dim=dim,
+        literal=literal,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    module.load_state_dict(convert(weights, tree))
+    return module.eval()
+
+
+def _mult_tree(sizes: Mapping[str, int], dim: int, layers: int, outputs: int) -> Iterator[Weight]:
+    for name, size in sizes.items():
+        key = f"{MULT_PREFIX}{name}.weight"
+        yield Weight(key, (dim, size, 1), (f"projections.{name}.weight",))
+    deep = max(layers, FEWEST_MEMORY_LAYERS)
+    for name in sizes:
+        for other in sizes:
+            if other != name:
+                target = f"cross_stacks.{name}.{other}"
+                yield from _mult_stack(f"trans_{name}_with_{other}", target, dim, layers)
+        width = (len(sizes) - 1) * dim
+        yield from _mult_stack(f"trans_{name}_mem", f"memory_stacks.{name}", width, deep)
+    fused = len(sizes) * (len(sizes) - 1) * dim
+    yield from layer("proj1", "head_in", fused, fused)
+    yield from layer("proj2", "head_out", fused, fused)
+    yield from layer("out_layer", "out_proj", outputs, fused)
+
+
+def _mult_stack(key: str, target: str, dim: int, layers: int) -> Iterator[Weight]:
+    for number in range(layers):
+        theirs, own = f"{key}.layers.{number}", f"{target}.layers.{number}"
+        for kind, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
+            query, both = f"{own}.q_proj.{kind}", f"{own}.kv_proj.{kind}"
+            yield Weight(f"{theirs}.self_attn.in_proj_{kind}", shape, (query, both, both))
+        yield from layer(f"{theirs}.self_attn.out_proj", f"{own}.out_proj", dim, dim)
+        yield from layer(f"{theirs}.fc1", f"{own}.linear1", 4 * dim, dim)
+        yield from layer(f"{theirs}.fc2", f"{own}.linear2", dim, 4 * dim)
+        yield from layer(f"{theirs}.layer_norms.0", f"{own}.attention_norm", dim)
+        yield from layer(f"{theirs}.layer_norms.1", f"{own}.feedforward_norm", dim)
+    yield from layer(f"{key}.layer_norm", f"{target}.norm", dim)

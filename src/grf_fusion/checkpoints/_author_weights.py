@@ -1,6 +1,7 @@
 """Foreign weights: checked before a module is built from them, and converted to ours."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -33,10 +34,7 @@ def layer(key: str, target: str, *shape: int) -> Iterator[Weight]:
 
 def count_layers(weights: Mapping[str, Tensor], key: str) -> int:
     """Return how many layers have a weight of this name, which holds ``{}`` for the number."""
-    layers = 1
-    while key.format(layers) in weights:
-        layers += 1
-    return layers
+    return next(count for count in itertools.count(1) if key.format(count) not in weights)
 
 
 def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, Tensor]:
@@ -50,17 +48,6 @@ def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, 
         for target, part in zip(targets, split, strict=True):
             parts.setdefault(target, []).append(part)
     return {target: torch.cat(found) for target, found in parts.items() if target}
-
-
-def check_order(order: Sequence[str]) -> list[str]:
-    """Return the names, or raise ValueError if they are not at least two different strings."""
-    usable = isinstance(order, Sequence) and all(isinstance(name, str) for name in order)
-    names = list(order) if usable and not isinstance(order, str) else []
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise ValueError(
-            f"{OWNER}: expected `order` to name at least two different modalities, got {order!r}."
-        )
-    return names
 
 
 def axis_of(
