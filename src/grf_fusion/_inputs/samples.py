@@ -81,23 +81,87 @@ def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence
             )
 
 
-def as_row(value: object, number: int, name: str, dim: int) -> Tensor | None:
+def read(
+    samples: Sequence[Mapping[str, Any]],
+    name: str,
+    dim: int,
+    *,
+    longest: int | None,
+    cut: bool,
+    dtype: torch.dtype | None,
+    finite: bool,
+    like: Tensor | None,
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Return a modality's sequences, ``None`` for samples that lack it, and the batch's first.
+
+    ``like`` is the first sequence of the modalities before, to be returned if there is one.
+    """
+    rows: list[Tensor | None] = []
+    seen: tuple[torch.dtype, torch.device] | None = None
+    for number, sample in enumerate(samples):
+        row = _as_row(sample.get(name), number, name, dim, longest, cut=cut)
+        rows.append(row)
+        if row is None:
+            continue
+        if (row.dtype, row.device) != seen:
+            if row.is_complex():
+                rest = f"to hold real numbers, got {row.dtype}. "
+                fix = "Split it with `torch.view_as_real(x).flatten(-2)`."
+                raise _misfit(number, name, rest + fix)
+            if dtype is None and not row.is_floating_point():
+                rest = f"to be of a floating-point type, got {row.dtype}. "
+                fix = "Convert all features with `dtype=torch.float32`."
+                raise _misfit(number, name, rest + fix)
+            if dtype is None and seen is not None and row.dtype != seen[0]:
+                rest = f"of dtype {seen[0]}, as samples before it, got {row.dtype}. "
+                raise _misfit(number, name, rest + "Convert all features with `dtype=`.")
+            like = row if like is None else like
+            if row.device != like.device:
+                rest = f"on device {like.device}, as features before it, got {row.device}. "
+                fix = "Collate on the CPU, then move the batch."
+                raise _misfit(number, name, rest + fix)
+            seen = row.dtype, row.device
+        if finite and not bool(row.isfinite().all()):
+            step = int((~row.isfinite()).any(dim=1).nonzero()[0])
+            raise _misfit(number, name, f"to be finite, got NaN or infinity at step {step}.")
+    return rows, like
+
+
+def _as_row(
+    value: object, number: int, name: str, dim: int, longest: int | None, *, cut: bool
+) -> Tensor | None:
     """Return one sample's sequence, or ``None`` if it lacks the modality."""
     if value is None:
         return None
     plain = type(value) is Tensor and value.layout is torch.strided
     row = cast(Tensor, value) if plain else _as_tensor(f"samples[{number}][{name!r}]", value)
     if row.ndim not in (1, 2) or row.shape[-1] != dim:
+        shapes = f"(time, dim={dim}) or (dim={dim},)"
         hint = ""
         if row.ndim > 2:
             hint = " Flatten positions into one time axis: `x.flatten(0, -2)`."
-        raise ShapeError(
-            f"{OWNER}: expected `samples[{number}][{name!r}]` of shape (time, dim={dim}) or "
-            f"(dim={dim},), got {tuple(row.shape)}.{hint}"
-        )
+        raise _misfit(number, name, f"of shape {shapes}, got {tuple(row.shape)}.{hint}")
     if row.ndim == 1:
         return row.unsqueeze(0)
+    if longest is not None and len(row) > longest:
+        if not cut:
+            rest = f"of at most max_length={longest} steps, got {len(row)}. "
+            raise _misfit(number, name, rest + "Shorten it, or pass too_long='cut'.")
+        _tell_cut(name, longest)
+        return row[:longest]
     return row if len(row) else None
+
+
+@cache
+def _tell_cut(name: str, longest: int) -> None:
+    """Warn once: what is cached is not done again."""
+    warnings.warn(
+        f"{OWNER}: sequences of {name!r} longer than max_length={longest} are cut.", stacklevel=5
+    )
+
+
+def _misfit(number: int, name: str, rest: str) -> ShapeError:
+    return ShapeError(f"{OWNER}: expected `samples[{number}][{name!r}]` {rest}")
 
 
 def _as_tensor(argument: str, value: object) -> Tensor:
@@ -119,79 +183,6 @@ def _as_tensor(argument: str, value: object) -> Tensor:
         ) from error
 
 
-def fit(
-    rows: Sequence[Tensor | None], name: str, longest: int, *, cut: bool
-) -> list[Tensor | None]:
-    """Cut or refuse what is too long."""
-    fitting: list[Tensor | None] = []
-    for number, row in enumerate(rows):
-        if row is None or len(row) <= longest:
-            fitting.append(row)
-            continue
-        if not cut:
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}][{name!r}]` of at most "
-                f"max_length={longest} steps, got {len(row)}. "
-                "Shorten it, or pass too_long='cut'."
-            )
-        _tell_cut(name, longest)
-        fitting.append(row[:longest])
-    return fitting
-
-
-@cache
-def _tell_cut(name: str, longest: int) -> None:
-    """Warn once: what is cached is not done again."""
-    warnings.warn(
-        f"{OWNER}: sequences of {name!r} longer than max_length={longest} are cut.", stacklevel=4
-    )
-
-
-def check_types(
-    rows: Sequence[Tensor | None], name: str, dtype: torch.dtype | None, like: Tensor | None
-) -> Tensor | None:
-    """Refuse dtypes and devices that do not go together; return the batch's first tensor."""
-    seen: tuple[torch.dtype, torch.device] | None = None
-    for number, row in enumerate(rows):
-        if row is None or (row.dtype, row.device) == seen:
-            continue
-        argument = f"`samples[{number}][{name!r}]`"
-        if row.is_complex():
-            raise ShapeError(
-                f"{OWNER}: expected {argument} to hold real numbers, "
-                f"got {row.dtype}. Split it with `torch.view_as_real(x).flatten(-2)`."
-            )
-        if dtype is None and not row.is_floating_point():
-            raise ShapeError(
-                f"{OWNER}: expected {argument} to be of a floating-point type, "
-                f"got {row.dtype}. Convert all features with `dtype=torch.float32`."
-            )
-        if dtype is None and seen is not None and row.dtype != seen[0]:
-            raise ShapeError(
-                f"{OWNER}: expected {argument} of dtype {seen[0]}, as "
-                f"samples before it, got {row.dtype}. Convert all features with `dtype=`."
-            )
-        like = row if like is None else like
-        if row.device != like.device:
-            raise ShapeError(
-                f"{OWNER}: expected {argument} on device {like.device}, as "
-                f"features before it, got {row.device}. Collate on the CPU, then move the batch."
-            )
-        seen = row.dtype, row.device
-    return like
-
-
-def refuse_nan(rows: Sequence[Tensor | None], name: str) -> None:
-    """Refuse NaN and infinity; the message names the first such step."""
-    for number, row in enumerate(rows):
-        if row is not None and not bool(row.isfinite().all()):
-            step = int((~row.isfinite()).any(dim=1).nonzero()[0])
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}][{name!r}]` to be finite, "
-                f"got NaN or infinity at step {step}."
-            )
-
-
 def stack(key: str, values: list[Any]) -> Tensor | list[str]:
     """Stack tensors, arrays and numbers, and list strings."""
     numpy: Any = sys.modules.get("numpy")
@@ -205,9 +196,9 @@ def stack(key: str, values: list[Any]) -> Tensor | list[str]:
     first = tensors[0]
     for number, tensor in enumerate(tensors):
         if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}][{key!r}]` of shape {tuple(first.shape)}, "
-                f"{first.dtype} on {first.device}, as samples[0], got {tuple(tensor.shape)}, "
-                f"{tensor.dtype} on {tensor.device}."
+            rest = (
+                f"of shape {tuple(first.shape)}, {first.dtype} on {first.device}, as samples[0], "
             )
+            got = f"got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}."
+            raise _misfit(number, key, rest + got)
     return torch.stack(tensors)
