@@ -82,10 +82,10 @@ def attention_maps(
                 hooks.enter_context(handle)
         _, trace = fusion(features, masks=masks, present=present, order=order, return_trace=True)
     steps = read_trace(OWNER, trace)
-    stepping = range(steps.first, len(steps.names))
     # An only modality that opens is followed by an empty step that belongs to none.
-    found = zip(stepping, caught[: len(stepping)], strict=True)
-    return {steps.names[k]: _keep(weights, steps.applied[:, k]) for k, weights in found}
+    caught = caught[: len(steps.names)]
+    found = zip(steps.names, caught, steps.applied.unbind(1), strict=True)
+    return {name: _keep(weights, took) for name, weights, took in found}
 
 
 def _watch(

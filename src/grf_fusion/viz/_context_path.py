@@ -48,7 +48,7 @@ def plot_context_path(
             ``labels`` has another shape, or ``step`` is out of range.
     """
     owner = "plot_context_path"
-    order = read_trace(owner, trace).names
+    order = read_trace(owner, trace).order
     contexts = trace.contexts.detach().double().cpu()
     batch, count, dim = contexts.shape
     if dim < 2:

@@ -47,20 +47,19 @@ def plot_gates(
     """
     expect_choice("plot_gates", "by", by, ("feature", "sample"))
     steps = read_trace("plot_gates", trace)
-    names = steps.names[steps.first :]
-    if not names:
+    if not steps.names:
         raise ShapeError(
             "plot_gates: expected `trace` to have a step, got none. An only modality that opens "
             "the context has no gate."
         )
-    gates, took = steps.gates[:, steps.first :].detach(), steps.applied[:, steps.first :]
+    gates = steps.gates.detach()
     if by == "feature":
-        rows = mean_where(gates, took.unsqueeze(-1))
+        rows = mean_where(gates, steps.applied.unsqueeze(-1))
     else:
-        rows = gates.mean(dim=-1).masked_fill(~took, torch.nan).T
+        rows = gates.mean(dim=-1).masked_fill(~steps.applied, torch.nan).T
     ax = choose_axes(ax)
     draw_heat_map(ax, rows, "update gate z\n(0 keeps the context, 1 overwrites it)", most=1.0)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(steps.names)), steps.names)
     ax.set(xlabel=f"{by} of the {'context' if by == 'feature' else 'batch'}", ylabel="step")
     return ax
 
