@@ -14,9 +14,9 @@ from grf_fusion._checks.arguments import (
     expect_tensor,
 )
 from grf_fusion._inputs.call import check_names, check_present
+from grf_fusion._inputs.masks import is_integer
 
 OWNER = "modulate_gradients"
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def modulate_gradients(
@@ -87,7 +87,8 @@ def modulate_gradients(
         >>> min(factors.values()) < 1
         tensor(True)
     """
-    names, gradients = _check_modules(modules)
+    gradients = _check_modules(modules)
+    names = list(gradients)
     expect_number(OWNER, "alpha", alpha, "a finite number of at least 0", at_least=0)
     expect_flag(OWNER, "noise", noise)
     scores = _check_logits(logits, names)
@@ -98,7 +99,7 @@ def modulate_gradients(
         here = check_present(OWNER, present, device=targets.device, **axes)
     with torch.no_grad():
         factors = _factors(torch.stack(scores, dim=1), targets, here, alpha)
-        for factor, own in zip(factors, gradients, strict=True):
+        for factor, own in zip(factors, gradients.values(), strict=True):
             for gradient in own:
                 spread = gradient.std() if noise and gradient.numel() > 1 else None
                 gradient.mul_(factor.to(gradient))
@@ -123,39 +124,38 @@ def _factors(logits: Tensor, targets: Tensor, here: Tensor, alpha: float) -> Ten
     return torch.where(ahead, 1 - torch.tanh(alpha * ratio), torch.ones_like(ratio))
 
 
-def _check_modules(modules: object) -> tuple[list[str], list[list[Tensor]]]:
-    """Refuse what has no gradients to scale; return names and gradients."""
+def _check_modules(modules: object) -> dict[str, list[Tensor]]:
+    """Return the gradients of each module; refuse what has none to scale."""
     # nn.ModuleDict is no mapping to Python, but has the items of one.
     if not isinstance(modules, Mapping | nn.ModuleDict):
         raise ShapeError(
             f"{OWNER}: expected `modules` to map names to modules, got {type(modules).__name__}."
         )
-    given = dict(cast("Mapping[Any, object]", modules).items())
-    owners: dict[int, str] = {}
-    gradients: list[list[Tensor]] = []
-    for name, module in given.items():
+    owners: dict[nn.Parameter, str] = {}
+    gradients: dict[str, list[Tensor]] = {}
+    for name, module in cast("Mapping[Any, object]", modules).items():
         if not isinstance(module, nn.Module):
             raise ShapeError(
                 f"{OWNER}: expected `modules[{name!r}]` to be an nn.Module, "
                 f"got {type(module).__name__}."
             )
-        own: list[Tensor] = []
+        gradients[name] = []
         for key, parameter in module.named_parameters():
-            other = owners.setdefault(id(parameter), name)
+            other = owners.setdefault(parameter, name)
             if other != name:
                 raise ShapeError(
                     f"{OWNER}: expected `modules[{name!r}]` to share no parameter with another, "
                     f"got {key!r}, which is in {other!r} too."
                 )
             if parameter.grad is not None:
-                own.append(expect_tensor(OWNER, f"modules[{name!r}].{key}.grad", parameter.grad))
-        gradients.append(own)
-    if not any(gradients):
+                expect_tensor(OWNER, f"modules[{name!r}].{key}.grad", parameter.grad)
+                gradients[name].append(parameter.grad)
+    if not any(gradients.values()):
         raise ShapeError(
             f"{OWNER}: expected `modules` to have gradients, got none. "
             "Call it between backward() and the optimiser's step."
         )
-    return list(given), gradients
+    return gradients
 
 
 def _check_logits(logits: object, names: Sequence[str]) -> list[Tensor]:
@@ -176,19 +176,19 @@ def _check_logits(logits: object, names: Sequence[str]) -> list[Tensor]:
         argument = f"logits[{name!r}]"
         tensor = expect_tensor(OWNER, argument, given[name])
         expect_shape(OWNER, argument, tensor, axes)
-        like = scores[0] if scores else tensor
-        if not tensor.is_floating_point() or tensor.dtype != like.dtype:
+        scores.append(tensor)
+        dtype, device = scores[0].dtype, scores[0].device
+        if not tensor.is_floating_point() or tensor.dtype != dtype:
             raise ShapeError(
                 f"{OWNER}: expected `{argument}` to be floating-point and of one dtype with the "
                 f"others, got {tensor.dtype}."
             )
-        if tensor.device != like.device:
+        if tensor.device != device:
             raise ShapeError(
-                f"{OWNER}: expected `{argument}` on device {like.device}, as the others, "
+                f"{OWNER}: expected `{argument}` on device {device}, as the others, "
                 f"got {tensor.device}."
             )
         axes = dict(zip(axes, tensor.shape, strict=True))
-        scores.append(tensor)
     return scores
 
 
@@ -196,7 +196,7 @@ def _check_targets(targets: object, logits: Tensor) -> None:
     (batch, classes), device = logits.shape, logits.device
     tensor = expect_tensor(OWNER, "targets", targets)
     expect_shape(OWNER, "targets", tensor, {"batch": batch}, " Give classes, not one-hot rows.")
-    if tensor.dtype not in INTEGERS or tensor.device != device:
+    if not is_integer(tensor) or tensor.device != device:
         raise ShapeError(
             f"{OWNER}: expected `targets` to hold integers on device {device}, as the logits, "
             f"got {tensor.dtype} on {tensor.device}."
