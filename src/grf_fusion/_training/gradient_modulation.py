@@ -93,10 +93,10 @@ def modulate_gradients(
     expect_flag(OWNER, "noise", noise)
     scores = _check_logits(logits, names)
     _check_targets(targets, scores[0])
-    here = torch.ones(len(targets), len(names), dtype=torch.bool, device=targets.device)
-    if present is not None:
-        axes = {"batch": len(targets), "modalities": len(names)}
-        here = check_present(OWNER, present, device=targets.device, **axes)
+    batch, count, device = len(targets), len(names), targets.device
+    if present is None:
+        present = torch.ones(batch, count, dtype=torch.bool, device=device)
+    here = check_present(OWNER, present, batch=batch, modalities=count, device=device)
     with torch.no_grad():
         factors = _factors(torch.stack(scores, dim=1), targets, here, alpha)
         for factor, own in zip(factors, gradients.values(), strict=True):

@@ -112,7 +112,4 @@ def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
 
 
 def _repeat(values: Features, times: int) -> Features:
-    return {
-        name: None if value is None else value.repeat(times, *[1] * (value.ndim - 1))
-        for name, value in values.items()
-    }
+    return {name: x if x is None else torch.cat([x] * times) for name, x in values.items()}

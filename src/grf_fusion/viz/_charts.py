@@ -1,7 +1,6 @@
 """Shares that remain in the context, and a metric against missing modalities and the order."""
 
 # pyright: reportUnknownMemberType=false
-# (matplotlib leaves the types of keyword arguments open.)
 
 from collections.abc import Mapping
 

@@ -1,7 +1,6 @@
 """The path of the context in a plane."""
 
 # pyright: reportUnknownMemberType=false
-# (matplotlib leaves the types of keyword arguments open.)
 
 from collections.abc import Mapping
 from typing import cast

@@ -1,7 +1,6 @@
 """Gates and attention weights as heat maps."""
 
 # pyright: reportUnknownMemberType=false
-# (matplotlib leaves the types of keyword arguments open.)
 
 from typing import Literal
 
