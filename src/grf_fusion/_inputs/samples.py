@@ -70,7 +70,7 @@ def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence
         if not keys <= expected:
             unexpected = [key for key in keys if key not in expected]
             raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to have keys of {list(known)}, "
+                f"{OWNER}: expected `samples[{number}]` to have keys of {known}, "
                 f"got {unexpected} too. Name other keys in `extras`, or leave them out."
             )
         missing = [key for key in extras if key not in keys]
@@ -137,9 +137,7 @@ def _as_row(
     row = cast(Tensor, value) if plain else _as_tensor(f"samples[{number}][{name!r}]", value)
     if row.ndim not in (1, 2) or row.shape[-1] != dim:
         shapes = f"(time, dim={dim}) or (dim={dim},)"
-        hint = ""
-        if row.ndim > 2:
-            hint = " Flatten positions into one time axis: `x.flatten(0, -2)`."
+        hint = " Flatten positions into one time axis: `x.flatten(0, -2)`." if row.ndim > 2 else ""
         raise _misfit(number, name, f"of shape {shapes}, got {tuple(row.shape)}.{hint}")
     if row.ndim == 1:
         return row.unsqueeze(0)
@@ -196,9 +194,6 @@ def stack(key: str, values: list[Any]) -> Tensor | list[str]:
     first = tensors[0]
     for number, tensor in enumerate(tensors):
         if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
-            rest = (
-                f"of shape {tuple(first.shape)}, {first.dtype} on {first.device}, as samples[0], "
-            )
-            got = f"got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}."
-            raise _misfit(number, key, rest + got)
+            wanted, got = (f"{tuple(x.shape)}, {x.dtype} on {x.device}" for x in (first, tensor))
+            raise _misfit(number, key, f"of shape {wanted}, as samples[0], got {got}.")
     return torch.stack(tensors)
