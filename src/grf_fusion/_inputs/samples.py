@@ -55,30 +55,21 @@ def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence
     known = [*declared, *extras]
     expected = frozenset(known)
     if not isinstance(samples, Sequence) or isinstance(samples, str):
-        raise ShapeError(
-            f"{OWNER}: expected `samples` to be a list of mappings, got {type(samples).__name__}."
-        )
+        raise _misfit(f"to be a list of mappings, got {type(samples).__name__}.")
     if not samples:
-        raise ShapeError(f"{OWNER}: expected `samples` to hold at least one sample, got none.")
+        raise _misfit("to hold at least one sample, got none.")
     for number, sample in enumerate(cast("Sequence[Any]", samples)):
         if type(sample) is not dict and not isinstance(sample, Mapping):
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to map names to tensors, "
-                f"got {type(sample).__name__}. Write {{{known[0]!r}: ...}}."
-            )
+            rest = f"to map names to tensors, got {type(sample).__name__}. "
+            raise _misfit(rest + f"Write {{{known[0]!r}: ...}}.", number)
         keys = cast("Mapping[Any, Any]", sample).keys()
         if not keys <= expected:
             unexpected = [key for key in keys if key not in expected]
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to have keys of {known}, "
-                f"got {unexpected} too. Name other keys in `extras`, or leave them out."
-            )
+            rest = f"to have keys of {known}, got {unexpected} too. "
+            raise _misfit(rest + "Name other keys in `extras`, or leave them out.", number)
         missing = [key for key in extras if key not in keys]
         if missing:
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to have the keys of `extras`, "
-                f"missing {missing}."
-            )
+            raise _misfit(f"to have the keys of `extras`, missing {missing}.", number)
 
 
 def read(
@@ -107,23 +98,23 @@ def read(
             if row.is_complex():
                 rest = f"to hold real numbers, got {row.dtype}. "
                 fix = "Split it with `torch.view_as_real(x).flatten(-2)`."
-                raise _misfit(number, name, rest + fix)
+                raise _misfit(rest + fix, number, name)
             if dtype is None and not row.is_floating_point():
                 rest = f"to be of a floating-point type, got {row.dtype}. "
                 fix = "Convert all features with `dtype=torch.float32`."
-                raise _misfit(number, name, rest + fix)
+                raise _misfit(rest + fix, number, name)
             if dtype is None and seen is not None and row.dtype != seen[0]:
                 rest = f"of dtype {seen[0]}, as samples before it, got {row.dtype}. "
-                raise _misfit(number, name, rest + "Convert all features with `dtype=`.")
+                raise _misfit(rest + "Convert all features with `dtype=`.", number, name)
             like = row if like is None else like
             if row.device != like.device:
                 rest = f"on device {like.device}, as features before it, got {row.device}. "
                 fix = "Collate on the CPU, then move the batch."
-                raise _misfit(number, name, rest + fix)
+                raise _misfit(rest + fix, number, name)
             seen = row.dtype, row.device
         if finite and not bool(row.isfinite().all()):
             step = int((~row.isfinite()).any(dim=1).nonzero()[0])
-            raise _misfit(number, name, f"to be finite, got NaN or infinity at step {step}.")
+            raise _misfit(f"to be finite, got NaN or infinity at step {step}.", number, name)
     return rows, like
 
 
@@ -138,13 +129,13 @@ def _as_row(
     if row.ndim not in (1, 2) or row.shape[-1] != dim:
         shapes = f"(time, dim={dim}) or (dim={dim},)"
         hint = " Flatten positions into one time axis: `x.flatten(0, -2)`." if row.ndim > 2 else ""
-        raise _misfit(number, name, f"of shape {shapes}, got {tuple(row.shape)}.{hint}")
+        raise _misfit(f"of shape {shapes}, got {tuple(row.shape)}.{hint}", number, name)
     if row.ndim == 1:
         return row.unsqueeze(0)
     if longest is not None and len(row) > longest:
         if not cut:
             rest = f"of at most max_length={longest} steps, got {len(row)}. "
-            raise _misfit(number, name, rest + "Shorten it, or pass too_long='cut'.")
+            raise _misfit(rest + "Shorten it, or pass too_long='cut'.", number, name)
         _tell_cut(name, longest)
         return row[:longest]
     return row if len(row) else None
@@ -158,8 +149,10 @@ def _tell_cut(name: str, longest: int) -> None:
     )
 
 
-def _misfit(number: int, name: str, rest: str) -> ShapeError:
-    return ShapeError(f"{OWNER}: expected `samples[{number}][{name!r}]` {rest}")
+def _misfit(rest: str, *place: int | str) -> ShapeError:
+    """Return the error about ``samples[number][name]``, or less of it."""
+    argument = "samples" + "".join(f"[{key!r}]" for key in place)
+    return ShapeError(f"{OWNER}: expected `{argument}` {rest}")
 
 
 def _as_tensor(argument: str, value: object) -> Tensor:
@@ -195,5 +188,5 @@ def stack(key: str, values: list[Any]) -> Tensor | list[str]:
     for number, tensor in enumerate(tensors):
         if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
             wanted, got = (f"{tuple(x.shape)}, {x.dtype} on {x.device}" for x in (first, tensor))
-            raise _misfit(number, key, f"of shape {wanted}, as samples[0], got {got}.")
+            raise _misfit(f"of shape {wanted}, as samples[0], got {got}.", number, key)
     return torch.stack(tensors)

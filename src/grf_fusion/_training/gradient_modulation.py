@@ -128,31 +128,26 @@ def _check_modules(modules: object) -> dict[str, list[Tensor]]:
     """Return the gradients of each module; refuse what has none to scale."""
     # nn.ModuleDict is no mapping to Python, but has the items of one.
     if not isinstance(modules, Mapping | nn.ModuleDict):
-        raise ShapeError(
-            f"{OWNER}: expected `modules` to map names to modules, got {type(modules).__name__}."
-        )
+        raise _misfit(f"`modules` to map names to modules, got {type(modules).__name__}.")
     owners: dict[nn.Parameter, str] = {}
     gradients: dict[str, list[Tensor]] = {}
     for name, module in cast("Mapping[Any, object]", modules).items():
         if not isinstance(module, nn.Module):
-            raise ShapeError(
-                f"{OWNER}: expected `modules[{name!r}]` to be an nn.Module, "
-                f"got {type(module).__name__}."
-            )
+            raise _misfit(f"`modules[{name!r}]` to be an nn.Module, got {type(module).__name__}.")
         gradients[name] = []
         for key, parameter in module.named_parameters():
             other = owners.setdefault(parameter, name)
             if other != name:
-                raise ShapeError(
-                    f"{OWNER}: expected `modules[{name!r}]` to share no parameter with another, "
+                raise _misfit(
+                    f"`modules[{name!r}]` to share no parameter with another, "
                     f"got {key!r}, which is in {other!r} too."
                 )
             if parameter.grad is not None:
                 expect_tensor(OWNER, f"modules[{name!r}].{key}.grad", parameter.grad)
                 gradients[name].append(parameter.grad)
     if not any(gradients.values()):
-        raise ShapeError(
-            f"{OWNER}: expected `modules` to have gradients, got none. "
+        raise _misfit(
+            "`modules` to have gradients, got none. "
             "Call it between backward() and the optimiser's step."
         )
     return gradients
@@ -160,16 +155,12 @@ def _check_modules(modules: object) -> dict[str, list[Tensor]]:
 
 def _check_logits(logits: object, names: Sequence[str]) -> list[Tensor]:
     if not isinstance(logits, Mapping):
-        raise ShapeError(
-            f"{OWNER}: expected `logits` to map names to tensors, got {type(logits).__name__}."
-        )
+        raise _misfit(f"`logits` to map names to tensors, got {type(logits).__name__}.")
     given = cast("Mapping[Any, object]", logits)
     check_names(OWNER, "logits", tuple(given), names)
     missing = [name for name in names if name not in given]
     if missing:
-        raise ShapeError(
-            f"{OWNER}: expected `logits` to name each of {list(names)}, missing {missing}."
-        )
+        raise _misfit(f"`logits` to name each of {list(names)}, missing {missing}.")
     scores: list[Tensor] = []
     axes: dict[str, int | None] = {"batch": None, "classes": None}
     for name in names:
@@ -179,15 +170,12 @@ def _check_logits(logits: object, names: Sequence[str]) -> list[Tensor]:
         scores.append(tensor)
         dtype, device = scores[0].dtype, scores[0].device
         if not tensor.is_floating_point() or tensor.dtype != dtype:
-            raise ShapeError(
-                f"{OWNER}: expected `{argument}` to be floating-point and of one dtype with the "
+            raise _misfit(
+                f"`{argument}` to be floating-point and of one dtype with the "
                 f"others, got {tensor.dtype}."
             )
         if tensor.device != device:
-            raise ShapeError(
-                f"{OWNER}: expected `{argument}` on device {device}, as the others, "
-                f"got {tensor.device}."
-            )
+            raise _misfit(f"`{argument}` on device {device}, as the others, got {tensor.device}.")
         axes = dict(zip(axes, tensor.shape, strict=True))
     return scores
 
@@ -197,13 +185,17 @@ def _check_targets(targets: object, logits: Tensor) -> None:
     tensor = expect_tensor(OWNER, "targets", targets)
     expect_shape(OWNER, "targets", tensor, {"batch": batch}, " Give classes, not one-hot rows.")
     if not is_integer(tensor) or tensor.device != device:
-        raise ShapeError(
-            f"{OWNER}: expected `targets` to hold integers on device {device}, as the logits, "
+        raise _misfit(
+            f"`targets` to hold integers on device {device}, as the logits, "
             f"got {tensor.dtype} on {tensor.device}."
         )
     # Elsewhere the values are not read, which would wait for the device.
     if device.type == "cpu" and bool(((tensor < 0) | (tensor >= classes)).any()):
-        raise ShapeError(
-            f"{OWNER}: expected `targets` between 0 and {classes - 1}, "
+        raise _misfit(
+            f"`targets` between 0 and {classes - 1}, "
             f"got {int(tensor.min())} to {int(tensor.max())}."
         )
+
+
+def _misfit(expected: str) -> ShapeError:
+    return ShapeError(f"{OWNER}: expected {expected}")

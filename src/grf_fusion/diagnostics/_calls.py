@@ -17,23 +17,13 @@ class Fusion(Protocol):
     """Common interface of `GatedRecurrentFusion` and the baselines, besides the call."""
 
     modalities: dict[str, int]
-
-    def presence(
-        self, features: Features, *, masks: Features | None = None, present: Tensor | None = None
-    ) -> Tensor:
-        """Return which samples have which modality."""
-        ...
+    presence: Callable[..., Tensor]
 
 
 class Call(NamedTuple):
     """A checked call of a fusion.
 
-    Attributes:
-        fusion: The fusion.
-        features: Features of each modality.
-        masks: Masks of each modality.
-        here: ``(batch, modalities)``: which samples have which modality, in declared order.
-        names: Names of the modalities, in declared order.
+    ``here`` is ``(batch, modalities)``: which samples have which modality, by ``names``.
     """
 
     fusion: nn.Module

@@ -73,16 +73,14 @@ def missing_curve(
     expect_size(OWNER, "draws", draws)
     call = check_call(OWNER, fusion, features, masks, present, metric=metric)
     batch, count = call.here.shape
-    rows: list[list[float]] = []
+    values = torch.empty(count, draws, dtype=torch.float64)
     with evaluating(fusion):
         for missing in range(count):
-            row: list[float] = []
-            for _ in range(draws if missing else 1):
+            for column in range(draws if missing else 1):
                 # Those that are not there come last, so that they are not among the taken.
                 luck = draw(generator, batch, count).to(call.here.device)
                 place = luck.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
                 context = call.run(call.here & (place >= missing))[0]
-                row.append(measure(OWNER, metric, context))
-            rows.append(row if missing else row * draws)
-    values = torch.tensor(rows, dtype=torch.float64)
+                values[missing, column] = measure(OWNER, metric, context)
+    values[0] = values[0, 0]
     return MissingCurve(tuple(range(count)), values)
