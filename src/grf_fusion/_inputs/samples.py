@@ -138,7 +138,7 @@ def _as_row(
             raise _misfit(rest + "Shorten it, or pass too_long='cut'.", number, name)
         _tell_cut(name, longest)
         return row[:longest]
-    return row if len(row) else None
+    return row if row.shape[0] else None
 
 
 @cache
