@@ -66,7 +66,7 @@ def test_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_file_belongs_to_one_run() -> None:
     rest, own = mutation.files_of(mutation.REST), set(mutation.TESTS) - {mutation.REST}
-    assert {"_chain/fusion", "_layers/block", "viz/_gates", "diagnostics/__init__"} <= set(rest)
+    assert {"_chain/fusion", "_layers/block", "viz/_heat_maps", "diagnostics/__init__"} <= set(rest)
     assert not own & set(rest)
     assert [mutation.files_of(name) for name in sorted(own)] == [[name] for name in sorted(own)]
     assert len(rest) + len(own) == len(list((REPOSITORY / "src" / "grf_fusion").rglob("*.py")))

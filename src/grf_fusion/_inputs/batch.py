@@ -49,14 +49,11 @@ class Batch(NamedTuple):
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        def each(values: dict[str, Any]) -> dict[str, Any]:
+            return {k: function(x) if isinstance(x, Tensor) else x for k, x in values.items()}
+
         return Batch(
-            {name: function(tensor) for name, tensor in self.features.items()},
-            {name: function(tensor) for name, tensor in self.masks.items()},
-            function(self.present),
-            {
-                key: function(value) if isinstance(value, Tensor) else value
-                for key, value in self.extras.items()
-            },
+            each(self.features), each(self.masks), function(self.present), each(self.extras)
         )
 
 

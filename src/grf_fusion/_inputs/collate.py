@@ -13,13 +13,10 @@ from grf_fusion._inputs.batch import Batch
 from grf_fusion._inputs.samples import (
     OWNER,
     Lengths,
-    as_row,
     check_extras,
     check_samples,
-    check_types,
-    fit,
     per_modality,
-    refuse_nan,
+    read,
     stack,
 )
 
@@ -106,35 +103,26 @@ def collate(
     rows: dict[str, list[Tensor | None]] = {}
     like: Tensor | None = None
     for name, dim in declared.items():
-        given = [as_row(sample.get(name), n, name, dim) for n, sample in enumerate(samples)]
-        if name in longest:
-            given = fit(given, name, longest[name], cut=too_long == "cut")
-        like = check_types(given, name, dtype, like)
-        if check_finite:
-            refuse_nan(given, name)
-        rows[name] = given
+        most, cut = longest.get(name), too_long == "cut"
+        rows[name], like = read(
+            samples, name, dim, longest=most, cut=cut, dtype=dtype, finite=check_finite, like=like
+        )
     stacked = {key: stack(key, [sample[key] for sample in samples]) for key in keys}
-    if like is None:
-        like = torch.empty(0)
-    kind = like.dtype if dtype is None else dtype
+    like = torch.empty(0) if like is None else like
     counts = [[0 if row is None else row.shape[0] for row in given] for given in rows.values()]
     lengths = torch.tensor(counts, device=like.device).unsqueeze(2)
     features: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     for (name, given), count, length in zip(rows.items(), counts, lengths, strict=True):
-        time = _round_up(max(1, *count), multiples.get(name, 1))
+        multiple = multiples.get(name, 1)
+        time = -(-max(1, *count) // multiple) * multiple
         if any(count):
             features[name] = _pad(given, time, dtype, full=min(count) == time)
         else:
-            shape = (len(given), time, declared[name])
-            features[name] = torch.zeros(shape, dtype=kind, device=like.device)
+            features[name] = like.new_zeros(len(given), time, declared[name], dtype=dtype)
         masks[name] = torch.arange(time, device=like.device) < length
     present = (lengths.squeeze(2) > 0).T.contiguous()
     return Batch(features, masks, present, stacked)
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
 
 
 def _pad(
@@ -146,8 +134,8 @@ def _pad(
     there = [empty if row is None else row for row in rows]
     if dtype is not None:
         there = [row.to(dtype) for row in there]
-    if not full:
-        # One row more, whose zeros take no memory, brings the others to their common length.
-        longest = there[0].new_zeros(1, 1).expand(time, first.shape[1])
-        return pad_sequence([*there, longest], batch_first=True)[:-1]
-    return there[0].unsqueeze(0) if len(there) == 1 else torch.stack(there)
+    if full:
+        return there[0].unsqueeze(0) if len(there) == 1 else torch.stack(there)
+    # One row more, whose zeros take no memory, brings the others to their common length.
+    longest = there[0].new_zeros(1, 1).expand(time, first.shape[1])
+    return pad_sequence([*there, longest], batch_first=True)[:-1]

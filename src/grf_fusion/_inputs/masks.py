@@ -47,7 +47,7 @@ def mask_from_lengths(
     owner = "mask_from_lengths"
     expect_tensor(owner, "lengths", lengths)
     expect_shape(owner, "lengths", lengths, {"batch": None})
-    if not _is_integer(lengths):
+    if not is_integer(lengths):
         raise ShapeError(f"{owner}: expected `lengths` to hold integers, got {lengths.dtype}.")
     if isinstance(max_length, bool) or not isinstance(max_length, int | torch.SymInt):
         raise ShapeError(
@@ -88,7 +88,7 @@ def as_mask(
     expect_same_device(owner, argument, mask, device)
     if mask.dtype == torch.bool:
         return mask
-    if not _is_integer(mask):
+    if not is_integer(mask):
         raise ShapeError(
             f"{owner}: expected `{argument}` to be bool or integer 0/1 with True = real, "
             f"got {mask.dtype}. A float mask may be a weight, a 0/1 flag or an additive bias of "
@@ -101,6 +101,11 @@ def as_mask(
             "Turn lengths into a mask with `mask_from_lengths`."
         )
     return mask != 0
+
+
+def is_integer(tensor: Tensor) -> bool:
+    """Whether entries are integers that PyTorch computes with; a bool is none."""
+    return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -163,7 +168,3 @@ def unmask_empty(mask: Tensor) -> Tensor:
 
 def _before(lengths: Tensor, max_length: int) -> Tensor:
     return torch.arange(max_length, device=lengths.device) < lengths.unsqueeze(-1)
-
-
-def _is_integer(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

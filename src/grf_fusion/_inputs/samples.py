@@ -55,49 +55,104 @@ def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence
     known = [*declared, *extras]
     expected = frozenset(known)
     if not isinstance(samples, Sequence) or isinstance(samples, str):
-        raise ShapeError(
-            f"{OWNER}: expected `samples` to be a list of mappings, got {type(samples).__name__}."
-        )
+        raise _misfit(f"to be a list of mappings, got {type(samples).__name__}.")
     if not samples:
-        raise ShapeError(f"{OWNER}: expected `samples` to hold at least one sample, got none.")
+        raise _misfit("to hold at least one sample, got none.")
     for number, sample in enumerate(cast("Sequence[Any]", samples)):
         if type(sample) is not dict and not isinstance(sample, Mapping):
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to map names to tensors, "
-                f"got {type(sample).__name__}. Write {{{known[0]!r}: ...}}."
-            )
+            rest = f"to map names to tensors, got {type(sample).__name__}. "
+            raise _misfit(rest + f"Write {{{known[0]!r}: ...}}.", number)
         keys = cast("Mapping[Any, Any]", sample).keys()
         if not keys <= expected:
             unexpected = [key for key in keys if key not in expected]
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to have keys of {list(known)}, "
-                f"got {unexpected} too. Name other keys in `extras`, or leave them out."
-            )
+            rest = f"to have keys of {known}, got {unexpected} too. "
+            raise _misfit(rest + "Name other keys in `extras`, or leave them out.", number)
         missing = [key for key in extras if key not in keys]
         if missing:
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}]` to have the keys of `extras`, "
-                f"missing {missing}."
-            )
+            raise _misfit(f"to have the keys of `extras`, missing {missing}.", number)
 
 
-def as_row(value: object, number: int, name: str, dim: int) -> Tensor | None:
+def read(
+    samples: Sequence[Mapping[str, Any]],
+    name: str,
+    dim: int,
+    *,
+    longest: int | None,
+    cut: bool,
+    dtype: torch.dtype | None,
+    finite: bool,
+    like: Tensor | None,
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """Return a modality's sequences, ``None`` for samples that lack it, and the batch's first.
+
+    ``like`` is the first sequence of the modalities before, to be returned if there is one.
+    """
+    rows: list[Tensor | None] = []
+    seen: tuple[torch.dtype, torch.device] | None = None
+    for number, sample in enumerate(samples):
+        row = _as_row(sample.get(name), number, name, dim, longest, cut=cut)
+        rows.append(row)
+        if row is None:
+            continue
+        if (row.dtype, row.device) != seen:
+            if row.is_complex():
+                rest = f"to hold real numbers, got {row.dtype}. "
+                fix = "Split it with `torch.view_as_real(x).flatten(-2)`."
+                raise _misfit(rest + fix, number, name)
+            if dtype is None and not row.is_floating_point():
+                rest = f"to be of a floating-point type, got {row.dtype}. "
+                fix = "Convert all features with `dtype=torch.float32`."
+                raise _misfit(rest + fix, number, name)
+            if dtype is None and seen is not None and row.dtype != seen[0]:
+                rest = f"of dtype {seen[0]}, as samples before it, got {row.dtype}. "
+                raise _misfit(rest + "Convert all features with `dtype=`.", number, name)
+            like = row if like is None else like
+            if row.device != like.device:
+                rest = f"on device {like.device}, as features before it, got {row.device}. "
+                fix = "Collate on the CPU, then move the batch."
+                raise _misfit(rest + fix, number, name)
+            seen = row.dtype, row.device
+        if finite and not bool(row.isfinite().all()):
+            step = int((~row.isfinite()).any(dim=1).nonzero()[0])
+            raise _misfit(f"to be finite, got NaN or infinity at step {step}.", number, name)
+    return rows, like
+
+
+def _as_row(
+    value: object, number: int, name: str, dim: int, longest: int | None, *, cut: bool
+) -> Tensor | None:
     """Return one sample's sequence, or ``None`` if it lacks the modality."""
     if value is None:
         return None
     plain = type(value) is Tensor and value.layout is torch.strided
     row = cast(Tensor, value) if plain else _as_tensor(f"samples[{number}][{name!r}]", value)
     if row.ndim not in (1, 2) or row.shape[-1] != dim:
-        hint = ""
-        if row.ndim > 2:
-            hint = " Flatten positions into one time axis: `x.flatten(0, -2)`."
-        raise ShapeError(
-            f"{OWNER}: expected `samples[{number}][{name!r}]` of shape (time, dim={dim}) or "
-            f"(dim={dim},), got {tuple(row.shape)}.{hint}"
-        )
+        shapes = f"(time, dim={dim}) or (dim={dim},)"
+        hint = " Flatten positions into one time axis: `x.flatten(0, -2)`." if row.ndim > 2 else ""
+        raise _misfit(f"of shape {shapes}, got {tuple(row.shape)}.{hint}", number, name)
     if row.ndim == 1:
         return row.unsqueeze(0)
-    return row if len(row) else None
+    if longest is not None and len(row) > longest:
+        if not cut:
+            rest = f"of at most max_length={longest} steps, got {len(row)}. "
+            raise _misfit(rest + "Shorten it, or pass too_long='cut'.", number, name)
+        _tell_cut(name, longest)
+        return row[:longest]
+    return row if row.shape[0] else None
+
+
+@cache
+def _tell_cut(name: str, longest: int) -> None:
+    """Warn once: what is cached is not done again."""
+    warnings.warn(
+        f"{OWNER}: sequences of {name!r} longer than max_length={longest} are cut.", stacklevel=5
+    )
+
+
+def _misfit(rest: str, *place: int | str) -> ShapeError:
+    """Return the error about ``samples[number][name]``, or less of it."""
+    argument = "samples" + "".join(f"[{key!r}]" for key in place)
+    return ShapeError(f"{OWNER}: expected `{argument}` {rest}")
 
 
 def _as_tensor(argument: str, value: object) -> Tensor:
@@ -119,79 +174,6 @@ def _as_tensor(argument: str, value: object) -> Tensor:
         ) from error
 
 
-def fit(
-    rows: Sequence[Tensor | None], name: str, longest: int, *, cut: bool
-) -> list[Tensor | None]:
-    """Cut or refuse what is too long."""
-    fitting: list[Tensor | None] = []
-    for number, row in enumerate(rows):
-        if row is None or len(row) <= longest:
-            fitting.append(row)
-            continue
-        if not cut:
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}][{name!r}]` of at most "
-                f"max_length={longest} steps, got {len(row)}. "
-                "Shorten it, or pass too_long='cut'."
-            )
-        _tell_cut(name, longest)
-        fitting.append(row[:longest])
-    return fitting
-
-
-@cache
-def _tell_cut(name: str, longest: int) -> None:
-    """Warn once: what is cached is not done again."""
-    warnings.warn(
-        f"{OWNER}: sequences of {name!r} longer than max_length={longest} are cut.", stacklevel=4
-    )
-
-
-def check_types(
-    rows: Sequence[Tensor | None], name: str, dtype: torch.dtype | None, like: Tensor | None
-) -> Tensor | None:
-    """Refuse dtypes and devices that do not go together; return the batch's first tensor."""
-    seen: tuple[torch.dtype, torch.device] | None = None
-    for number, row in enumerate(rows):
-        if row is None or (row.dtype, row.device) == seen:
-            continue
-        argument = f"`samples[{number}][{name!r}]`"
-        if row.is_complex():
-            raise ShapeError(
-                f"{OWNER}: expected {argument} to hold real numbers, "
-                f"got {row.dtype}. Split it with `torch.view_as_real(x).flatten(-2)`."
-            )
-        if dtype is None and not row.is_floating_point():
-            raise ShapeError(
-                f"{OWNER}: expected {argument} to be of a floating-point type, "
-                f"got {row.dtype}. Convert all features with `dtype=torch.float32`."
-            )
-        if dtype is None and seen is not None and row.dtype != seen[0]:
-            raise ShapeError(
-                f"{OWNER}: expected {argument} of dtype {seen[0]}, as "
-                f"samples before it, got {row.dtype}. Convert all features with `dtype=`."
-            )
-        like = row if like is None else like
-        if row.device != like.device:
-            raise ShapeError(
-                f"{OWNER}: expected {argument} on device {like.device}, as "
-                f"features before it, got {row.device}. Collate on the CPU, then move the batch."
-            )
-        seen = row.dtype, row.device
-    return like
-
-
-def refuse_nan(rows: Sequence[Tensor | None], name: str) -> None:
-    """Refuse NaN and infinity; the message names the first such step."""
-    for number, row in enumerate(rows):
-        if row is not None and not bool(row.isfinite().all()):
-            step = int((~row.isfinite()).any(dim=1).nonzero()[0])
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}][{name!r}]` to be finite, "
-                f"got NaN or infinity at step {step}."
-            )
-
-
 def stack(key: str, values: list[Any]) -> Tensor | list[str]:
     """Stack tensors, arrays and numbers, and list strings."""
     numpy: Any = sys.modules.get("numpy")
@@ -205,9 +187,6 @@ def stack(key: str, values: list[Any]) -> Tensor | list[str]:
     first = tensors[0]
     for number, tensor in enumerate(tensors):
         if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
-            raise ShapeError(
-                f"{OWNER}: expected `samples[{number}][{key!r}]` of shape {tuple(first.shape)}, "
-                f"{first.dtype} on {first.device}, as samples[0], got {tuple(tensor.shape)}, "
-                f"{tensor.dtype} on {tensor.device}."
-            )
+            wanted, got = (f"{tuple(x.shape)}, {x.dtype} on {x.device}" for x in (first, tensor))
+            raise _misfit(f"of shape {wanted}, as samples[0], got {got}.", number, key)
     return torch.stack(tensors)

@@ -14,9 +14,9 @@ from grf_fusion._checks.arguments import (
     expect_tensor,
 )
 from grf_fusion._inputs.call import check_names, check_present
+from grf_fusion._inputs.masks import is_integer
 
 OWNER = "modulate_gradients"
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def modulate_gradients(
@@ -87,18 +87,19 @@ def modulate_gradients(
         >>> min(factors.values()) < 1
         tensor(True)
     """
-    names, gradients = _check_modules(modules)
+    gradients = _check_modules(modules)
+    names = list(gradients)
     expect_number(OWNER, "alpha", alpha, "a finite number of at least 0", at_least=0)
     expect_flag(OWNER, "noise", noise)
     scores = _check_logits(logits, names)
     _check_targets(targets, scores[0])
-    here = torch.ones(len(targets), len(names), dtype=torch.bool, device=targets.device)
-    if present is not None:
-        axes = {"batch": len(targets), "modalities": len(names)}
-        here = check_present(OWNER, present, device=targets.device, **axes)
+    batch, count, device = len(targets), len(names), targets.device
+    if present is None:
+        present = torch.ones(batch, count, dtype=torch.bool, device=device)
+    here = check_present(OWNER, present, batch=batch, modalities=count, device=device)
     with torch.no_grad():
         factors = _factors(torch.stack(scores, dim=1), targets, here, alpha)
-        for factor, own in zip(factors, gradients, strict=True):
+        for factor, own in zip(factors, gradients.values(), strict=True):
             for gradient in own:
                 spread = gradient.std() if noise and gradient.numel() > 1 else None
                 gradient.mul_(factor.to(gradient))
@@ -123,72 +124,59 @@ def _factors(logits: Tensor, targets: Tensor, here: Tensor, alpha: float) -> Ten
     return torch.where(ahead, 1 - torch.tanh(alpha * ratio), torch.ones_like(ratio))
 
 
-def _check_modules(modules: object) -> tuple[list[str], list[list[Tensor]]]:
-    """Refuse what has no gradients to scale; return names and gradients."""
+def _check_modules(modules: object) -> dict[str, list[Tensor]]:
+    """Return the gradients of each module; refuse what has none to scale."""
     # nn.ModuleDict is no mapping to Python, but has the items of one.
     if not isinstance(modules, Mapping | nn.ModuleDict):
-        raise ShapeError(
-            f"{OWNER}: expected `modules` to map names to modules, got {type(modules).__name__}."
-        )
-    given = dict(cast("Mapping[Any, object]", modules).items())
-    owners: dict[int, str] = {}
-    gradients: list[list[Tensor]] = []
-    for name, module in given.items():
+        raise _misfit(f"`modules` to map names to modules, got {type(modules).__name__}.")
+    owners: dict[nn.Parameter, str] = {}
+    gradients: dict[str, list[Tensor]] = {}
+    for name, module in cast("Mapping[Any, object]", modules).items():
         if not isinstance(module, nn.Module):
-            raise ShapeError(
-                f"{OWNER}: expected `modules[{name!r}]` to be an nn.Module, "
-                f"got {type(module).__name__}."
-            )
-        own: list[Tensor] = []
+            raise _misfit(f"`modules[{name!r}]` to be an nn.Module, got {type(module).__name__}.")
+        gradients[name] = []
         for key, parameter in module.named_parameters():
-            other = owners.setdefault(id(parameter), name)
+            other = owners.setdefault(parameter, name)
             if other != name:
-                raise ShapeError(
-                    f"{OWNER}: expected `modules[{name!r}]` to share no parameter with another, "
+                raise _misfit(
+                    f"`modules[{name!r}]` to share no parameter with another, "
                     f"got {key!r}, which is in {other!r} too."
                 )
             if parameter.grad is not None:
-                own.append(expect_tensor(OWNER, f"modules[{name!r}].{key}.grad", parameter.grad))
-        gradients.append(own)
-    if not any(gradients):
-        raise ShapeError(
-            f"{OWNER}: expected `modules` to have gradients, got none. "
+                expect_tensor(OWNER, f"modules[{name!r}].{key}.grad", parameter.grad)
+                gradients[name].append(parameter.grad)
+    if not any(gradients.values()):
+        raise _misfit(
+            "`modules` to have gradients, got none. "
             "Call it between backward() and the optimiser's step."
         )
-    return list(given), gradients
+    return gradients
 
 
 def _check_logits(logits: object, names: Sequence[str]) -> list[Tensor]:
     if not isinstance(logits, Mapping):
-        raise ShapeError(
-            f"{OWNER}: expected `logits` to map names to tensors, got {type(logits).__name__}."
-        )
+        raise _misfit(f"`logits` to map names to tensors, got {type(logits).__name__}.")
     given = cast("Mapping[Any, object]", logits)
     check_names(OWNER, "logits", tuple(given), names)
     missing = [name for name in names if name not in given]
     if missing:
-        raise ShapeError(
-            f"{OWNER}: expected `logits` to name each of {list(names)}, missing {missing}."
-        )
+        raise _misfit(f"`logits` to name each of {list(names)}, missing {missing}.")
     scores: list[Tensor] = []
     axes: dict[str, int | None] = {"batch": None, "classes": None}
     for name in names:
         argument = f"logits[{name!r}]"
         tensor = expect_tensor(OWNER, argument, given[name])
         expect_shape(OWNER, argument, tensor, axes)
-        like = scores[0] if scores else tensor
-        if not tensor.is_floating_point() or tensor.dtype != like.dtype:
-            raise ShapeError(
-                f"{OWNER}: expected `{argument}` to be floating-point and of one dtype with the "
+        scores.append(tensor)
+        dtype, device = scores[0].dtype, scores[0].device
+        if not tensor.is_floating_point() or tensor.dtype != dtype:
+            raise _misfit(
+                f"`{argument}` to be floating-point and of one dtype with the "
                 f"others, got {tensor.dtype}."
             )
-        if tensor.device != like.device:
-            raise ShapeError(
-                f"{OWNER}: expected `{argument}` on device {like.device}, as the others, "
-                f"got {tensor.device}."
-            )
+        if tensor.device != device:
+            raise _misfit(f"`{argument}` on device {device}, as the others, got {tensor.device}.")
         axes = dict(zip(axes, tensor.shape, strict=True))
-        scores.append(tensor)
     return scores
 
 
@@ -196,14 +184,18 @@ def _check_targets(targets: object, logits: Tensor) -> None:
     (batch, classes), device = logits.shape, logits.device
     tensor = expect_tensor(OWNER, "targets", targets)
     expect_shape(OWNER, "targets", tensor, {"batch": batch}, " Give classes, not one-hot rows.")
-    if tensor.dtype not in INTEGERS or tensor.device != device:
-        raise ShapeError(
-            f"{OWNER}: expected `targets` to hold integers on device {device}, as the logits, "
+    if not is_integer(tensor) or tensor.device != device:
+        raise _misfit(
+            f"`targets` to hold integers on device {device}, as the logits, "
             f"got {tensor.dtype} on {tensor.device}."
         )
     # Elsewhere the values are not read, which would wait for the device.
     if device.type == "cpu" and bool(((tensor < 0) | (tensor >= classes)).any()):
-        raise ShapeError(
-            f"{OWNER}: expected `targets` between 0 and {classes - 1}, "
+        raise _misfit(
+            f"`targets` between 0 and {classes - 1}, "
             f"got {int(tensor.min())} to {int(tensor.max())}."
         )
+
+
+def _misfit(expected: str) -> ShapeError:
+    return ShapeError(f"{OWNER}: expected {expected}")

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -75,31 +75,23 @@ def attention_maps(
             "Write form='residual' or form='paper'."
         )
     caught: list[AttentionWeights | None] = []
+    blocks = [fusion.block] if fusion.blocks is None else fusion.blocks.values()
     with ExitStack() as hooks, evaluating(fusion):
-        shared = cast(nn.Module, fusion.block)
-        for block in [shared] if fusion.blocks is None else fusion.blocks.values():
-            for handle in _watch(block, caught):
+        for block in blocks:
+            for handle in _watch(cast(nn.Module, block), caught):
                 hooks.enter_context(handle)
         _, trace = fusion(features, masks=masks, present=present, order=order, return_trace=True)
     steps = read_trace(OWNER, trace)
-    stepping = range(steps.first, len(steps.names))
     # An only modality that opens is followed by an empty step that belongs to none.
-    found = zip(stepping, caught[: len(stepping)], strict=True)
-    return {steps.names[k]: _keep(weights, steps.applied[:, k]) for k, weights in found}
+    caught = caught[: len(steps.names)]
+    found = zip(steps.names, caught, steps.applied.unbind(1), strict=True)
+    return {name: _keep(weights, took) for name, weights, took in found}
 
 
 def _watch(
     block: nn.Module, caught: list[AttentionWeights | None]
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Record the weights of a block in every call."""
-
-    def begin(_module: nn.Module, _inputs: object) -> None:
-        caught.append(None)
-
-    def ask(
-        _module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return inputs, options | {"need_weights": True}
 
     def take(module: nn.Module, _inputs: object, output: object) -> object:
         values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
@@ -114,8 +106,11 @@ def _watch(
         return values[:2]
 
     source = _source(block)
-    yield block.register_forward_pre_hook(begin)
-    yield source.register_forward_pre_hook(ask, with_kwargs=True)
+    yield block.register_forward_pre_hook(lambda _module, _inputs: caught.append(None))
+    yield source.register_forward_pre_hook(
+        lambda _module, inputs, options: (inputs, options | {"need_weights": True}),
+        with_kwargs=True,
+    )
     yield source.register_forward_hook(take)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
+from grf_fusion._checks.arguments import ShapeError, expect_tensor
 
 Features = Mapping[str, Tensor | None]
 
@@ -17,23 +17,13 @@ class Fusion(Protocol):
     """Common interface of `GatedRecurrentFusion` and the baselines, besides the call."""
 
     modalities: dict[str, int]
-
-    def presence(
-        self, features: Features, *, masks: Features | None = None, present: Tensor | None = None
-    ) -> Tensor:
-        """Return which samples have which modality."""
-        ...
+    presence: Callable[..., Tensor]
 
 
 class Call(NamedTuple):
     """A checked call of a fusion.
 
-    Attributes:
-        fusion: The fusion.
-        features: Features of each modality.
-        masks: Masks of each modality.
-        here: ``(batch, modalities)``: which samples have which modality, in declared order.
-        names: Names of the modalities, in declared order.
+    ``here`` is ``(batch, modalities)``: which samples have which modality, by ``names``.
     """
 
     fusion: nn.Module
@@ -42,16 +32,16 @@ class Call(NamedTuple):
     here: Tensor
     names: tuple[str, ...]
 
-    def run(self, present: Tensor) -> Tensor:
-        """Fuse the batch for each of ``(times, batch, modalities)``, to ``(times, batch, ...)``."""
+    def run(self, *present: Tensor) -> Tensor:
+        """Fuse the batch once for each ``(batch, modalities)``, to ``(times, batch, ...)``."""
         times = len(present)
         context = self.fusion(
             _repeat(self.features, times),
             masks=_repeat(self.masks, times),
-            present=present.flatten(0, 1),
+            present=torch.cat(present),
         )
         context = expect_tensor(type(self.fusion).__name__, "forward()", context)
-        return context.reshape(*present.shape[:2], *context.shape[1:])
+        return context.reshape(times, len(self.here), *context.shape[1:])
 
 
 def check_call(
@@ -60,8 +50,15 @@ def check_call(
     features: Features,
     masks: Features | None,
     present: Tensor | None,
+    **functions: object,
 ) -> Call:
-    """Check a fusion and the arguments of its call; ``ShapeError`` if it rejects them."""
+    """Check a fusion, the arguments of its call, and named functions of its context."""
+    for argument, value in functions.items():
+        if not callable(value):
+            raise ShapeError(
+                f"{owner}: expected `{argument}` to be a function of the context, "
+                f"got {type(value).__name__}."
+            )
     if not isinstance(fusion, nn.Module) or not isinstance(fusion, Fusion):
         raise ShapeError(
             f"{owner}: expected `fusion` to be a GatedRecurrentFusion or a fusion of "
@@ -70,15 +67,6 @@ def check_call(
         )
     here = fusion.presence(features, masks=masks, present=present)
     return Call(fusion, features, masks or {}, here, tuple(fusion.modalities))
-
-
-def expect_function(owner: str, argument: str, value: object) -> None:
-    """Refuse what cannot be called with a context."""
-    if not callable(value):
-        raise ShapeError(
-            f"{owner}: expected `{argument}` to be a function of the context, "
-            f"got {type(value).__name__}."
-        )
 
 
 @contextmanager
@@ -94,22 +82,14 @@ def evaluating(module: nn.Module) -> Generator[None]:
             part.training = flag
 
 
-def score(owner: str, argument: str, function: Callable[..., Any], context: Tensor) -> Tensor:
-    """Return the score of each sample, at least float32; refuse another shape."""
-    scores = expect_tensor(owner, f"{argument}(context)", function(context))
-    hint = " Give each sample one number, not their mean."
-    expect_shape(owner, f"{argument}(context)", scores, {"batch": context.shape[0]}, hint)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def measure(owner: str, argument: str, function: Callable[..., Any], context: Tensor) -> float:
+def measure(owner: str, metric: Callable[[Tensor], Any], context: Tensor) -> float:
     """Return the metric of the batch; refuse what is not one number."""
-    value = function(context)
+    value = metric(context)
     single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
     if not single and (not isinstance(value, int | float) or isinstance(value, bool)):
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ShapeError(
-            f"{owner}: expected `{argument}(context)` to be one number, got {got}. "
+            f"{owner}: expected `metric(context)` to be one number, got {got}. "
             "Give the metric of the whole batch."
         )
     return float(value.detach() if isinstance(value, Tensor) else value)
@@ -122,7 +102,4 @@ def draw(generator: torch.Generator | None, *shape: int) -> Tensor:
 
 
 def _repeat(values: Features, times: int) -> Features:
-    return {
-        name: None if value is None else value.repeat(times, *[1] * (value.ndim - 1))
-        for name, value in values.items()
-    }
+    return {name: x if x is None else torch.cat([x] * times) for name, x in values.items()}

@@ -7,15 +7,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from grf_fusion._checks.arguments import expect_number, expect_size
-from grf_fusion.diagnostics._calls import (
-    Call,
-    check_call,
-    draw,
-    evaluating,
-    expect_function,
-    score,
-)
+from grf_fusion._checks.arguments import expect_number, expect_shape, expect_size, expect_tensor
+from grf_fusion.diagnostics._calls import Call, check_call, draw, evaluating
 from grf_fusion.diagnostics._trace import mean_where
 
 MOST_EXACT = 8
@@ -102,9 +95,8 @@ def leave_one_out(
         torch.Size([4, 2])
     """
     owner = "leave_one_out"
-    expect_function(owner, "value", value)
     expect_size(owner, "rows", rows)
-    call = check_call(owner, fusion, features, masks, present)
+    call = check_call(owner, fusion, features, masks, present, value=value)
     count = len(call.names)
     everything = torch.ones(1, count, dtype=torch.bool)
     coalitions = torch.cat((everything, ~torch.eye(count, dtype=torch.bool)))
@@ -169,12 +161,11 @@ def shapley_values(
         True
     """
     owner = "shapley_values"
-    expect_function(owner, "value", value)
     expect_size(owner, "rows", rows)
     if permutations is not None:
         rule = "an integer of at least 2"
         expect_number(owner, "permutations", permutations, rule, at_least=2, whole=True)
-    call = check_call(owner, fusion, features, masks, present)
+    call = check_call(owner, fusion, features, masks, present, value=value)
     count = len(call.names)
     if permutations is None and count <= MOST_EXACT:
         numbers = torch.arange(2**count, device="cpu").unsqueeze(1)
@@ -210,8 +201,11 @@ def _scores(
     at_once = max(1, rows // max(1, len(call.here)))
     with evaluating(call.fusion):
         for some in torch.split(distinct.to(call.here.device), at_once):
-            contexts = call.run(some.unsqueeze(1) & call.here)
-            scores += [score(owner, "value", value, context) for context in contexts]
+            for context in call.run(*(some.unsqueeze(1) & call.here)):
+                found = expect_tensor(owner, "value(context)", value(context))
+                hint = " Give each sample one number, not their mean."
+                expect_shape(owner, "value(context)", found, {"batch": len(context)}, hint)
+                scores.append(found.to(torch.promote_types(found.dtype, torch.float32)))
     return torch.stack(scores)[places]
 
 

@@ -65,8 +65,7 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     """
     expect_number(OWNER, "saturation", saturation, "a number in (0, 0.5)", above=0, below=0.5)
     steps = read_trace(OWNER, trace)
-    gates, applied = steps.gates[:, steps.first :], steps.applied[:, steps.first :]
-    took = applied.unsqueeze(-1)
+    gates, took = steps.gates, steps.applied.unsqueeze(-1)
 
     def mean(values: Tensor) -> Tensor:
         return mean_where(values, took).mean(dim=-1)
@@ -74,8 +73,8 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     usual = mean(gates)
     variance = mean_where((gates - mean_where(gates, took)).square(), took)
     return GateStatistics(
-        steps=steps.names[steps.first :],
-        samples=applied.sum(dim=0),
+        steps=steps.names,
+        samples=steps.applied.sum(dim=0),
         mean=usual,
         spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),
         between_samples=variance.sqrt().mean(dim=-1),

@@ -100,11 +100,10 @@ def gate_warnings(
     numbers = gate_statistics(trace)
     found: list[GateWarning] = []
     for step, name in enumerate(numbers.steps):
-        place = step + steps.first
-        had_before = steps.applied[:, place] & steps.present[:, :place].any(dim=1)
+        had_before = steps.applied[:, step] & steps.present[:, : step + steps.first].any(dim=1)
         # Means over no sample are NaN, which is below no limit.
         mean = numbers.mean[step].item()
-        kept = (1 - steps.gates[had_before, place]).mean().item()
+        kept = (1 - steps.gates[had_before, step]).mean().item()
         spread = numbers.between_samples[step].item()
         if kept < erased_below:
             found.append(_warn("context collapse", name, kept, erased_below))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._checks.arguments import ShapeError, expect_tensor
-from grf_fusion.diagnostics._calls import check_call, evaluating, expect_function
+from grf_fusion.diagnostics._calls import check_call, evaluating
 from grf_fusion.diagnostics._trace import mean_where
 
 OWNER = "gradient_share"
@@ -79,8 +79,7 @@ def gradient_share(
         >>> share.names, share.norms.shape
         (('text', 'audio'), torch.Size([4, 2]))
     """
-    expect_function(OWNER, "loss", loss)
-    call = check_call(OWNER, fusion, features, masks, present)
+    call = check_call(OWNER, fusion, features, masks, present, loss=loss)
     projections = getattr(fusion, "projections", None)
     if not isinstance(projections, nn.ModuleDict) or set(projections) != set(call.names):
         held = isinstance(projections, nn.ModuleDict)
@@ -100,8 +99,17 @@ def gradient_share(
     with ExitStack() as hooks, evaluating(fusion), torch.enable_grad():
         for name in call.names:
             hooks.enter_context(projections[name].register_forward_hook(partial(catch, name)))
-        total = loss(call.run(call.here.unsqueeze(0)).squeeze(0))
-        _check_loss(total)
+        total = expect_tensor(OWNER, "loss(context)", loss(call.run(call.here)[0]))
+        if total.numel() != 1:
+            raise ShapeError(
+                f"{OWNER}: expected `loss(context)` to be one number, got shape "
+                f"{tuple(total.shape)}. Take its mean."
+            )
+        if not total.requires_grad:
+            raise ShapeError(
+                f"{OWNER}: expected `loss(context)` to depend on the context, got a tensor without "
+                "a gradient. Compute it without `detach` and `torch.no_grad`."
+            )
         leaves = [projected[name] for name in call.names]
         gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
     norms = torch.stack([_norm(gradient) for gradient in gradients], dim=1)
@@ -114,17 +122,3 @@ def gradient_share(
 def _norm(gradient: Tensor) -> Tensor:
     rows = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).flatten(1)
     return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))  # pyright: ignore[reportUnknownMemberType]
-
-
-def _check_loss(loss: object) -> None:
-    tensor = expect_tensor(OWNER, "loss(context)", loss)
-    if tensor.numel() != 1:
-        raise ShapeError(
-            f"{OWNER}: expected `loss(context)` to be one number, got shape "
-            f"{tuple(tensor.shape)}. Take its mean."
-        )
-    if not tensor.requires_grad:
-        raise ShapeError(
-            f"{OWNER}: expected `loss(context)` to depend on the context, got a tensor without a "
-            "gradient. Compute it without `detach` and `torch.no_grad`."
-        )

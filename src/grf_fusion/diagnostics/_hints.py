@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
+import torch
 
 from grf_fusion.diagnostics._calls import Call
 
@@ -22,40 +22,27 @@ def hints_of(call: Call) -> Iterator[str]:
             continue
         # Only samples that have it say anything about its mask.
         values = features.detach()[here]
-        real = None if mask is None else mask[here].bool()
-        if real is not None:
-            yield from _of_mask(name, real)
-        yield from _of_values(name, values, real)
-
-
-def _of_mask(name: str, real: Tensor) -> Iterator[str]:
-    kept = real.sum(dim=1)
-    fewer = int((2 * kept < real.shape[1]).sum())
-    if fewer >= NEARLY_ALL * len(real):
-        yield (
-            f"Mask of {name!r}: fewer steps are kept than masked in {fewer} of {len(real)} "
-            "samples. If they are not that short, the mask may be inverted: True = a real step."
-        )
-    late = int((~real[:, 0]).sum())
-    if late:
-        yield (
-            f"Mask of {name!r}: steps are masked before the first real one in {late} samples. If "
-            "they are not left-padded, the mask may be inverted: True = a real step."
-        )
-
-
-def _of_values(name: str, values: Tensor, real: Tensor | None) -> Iterator[str]:
-    finite = values.isfinite().all(dim=2)
-    empty = (values == 0).all(dim=2)
-    if real is not None:
-        finite, empty = finite | ~real, empty & real
-    broken = int((~finite).any(dim=1).sum())
-    if broken:
-        yield f"Features of {name!r}: real steps hold NaN or infinity in {broken} samples."
-    # One step is a vector, which has no padding.
-    zeros = int(empty[:, -1].sum()) if values.shape[1] > 1 else 0
-    if zeros:
-        yield (
-            f"Features of {name!r}: the last step is all zeros and counts as real in {zeros} "
-            "samples. If it is padding, pass a mask."
-        )
+        all_real = torch.ones_like(values[..., 0], dtype=torch.bool)
+        real = all_real if mask is None else mask[here].bool()
+        fewer = int((2 * real.sum(dim=1) < real.shape[1]).sum())
+        if fewer >= NEARLY_ALL * len(real):
+            yield (
+                f"Mask of {name!r}: fewer steps are kept than masked in {fewer} of {len(real)} "
+                "samples. If they are not that short, the mask may be inverted: True = a real step."
+            )
+        late = int((~real[:, 0]).sum())
+        if late:
+            yield (
+                f"Mask of {name!r}: steps are masked before the first real one in {late} samples. "
+                "If they are not left-padded, the mask may be inverted: True = a real step."
+            )
+        broken = int((real & ~values.isfinite().all(dim=2)).any(dim=1).sum())
+        if broken:
+            yield f"Features of {name!r}: real steps hold NaN or infinity in {broken} samples."
+        zeros = int((real & (values == 0).all(dim=2))[:, -1].sum())
+        # One step is a vector, which has no padding.
+        if zeros and values.shape[1] > 1:
+            yield (
+                f"Features of {name!r}: the last step is all zeros and counts as real in {zeros} "
+                "samples. If it is padding, pass a mask."
+            )

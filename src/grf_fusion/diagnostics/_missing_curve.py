@@ -7,13 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grf_fusion._checks.arguments import expect_size
-from grf_fusion.diagnostics._calls import (
-    check_call,
-    draw,
-    evaluating,
-    expect_function,
-    measure,
-)
+from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
 
 OWNER = "missing_curve"
 
@@ -76,21 +70,17 @@ def missing_curve(
         >>> curve.missing, curve.values.shape
         ((0, 1), torch.Size([2, 5]))
     """
-    expect_function(OWNER, "metric", metric)
     expect_size(OWNER, "draws", draws)
-    call = check_call(OWNER, fusion, features, masks, present)
+    call = check_call(OWNER, fusion, features, masks, present, metric=metric)
     batch, count = call.here.shape
-    rows: list[list[float]] = []
+    values = torch.empty(count, draws, dtype=torch.float64)
     with evaluating(fusion):
         for missing in range(count):
-            row: list[float] = []
-            for _ in range(draws if missing else 1):
+            for column in range(draws if missing else 1):
                 # Those that are not there come last, so that they are not among the taken.
                 luck = draw(generator, batch, count).to(call.here.device)
                 place = luck.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
-                left = call.here & (place >= missing)
-                context = call.run(left.unsqueeze(0)).squeeze(0)
-                row.append(measure(OWNER, "metric", metric, context))
-            rows.append(row if missing else row * draws)
-    values = torch.tensor(rows, dtype=torch.float64)
+                context = call.run(call.here & (place >= missing))[0]
+                values[missing, column] = measure(OWNER, metric, context)
+    values[0] = values[0, 0]
     return MissingCurve(tuple(range(count)), values)

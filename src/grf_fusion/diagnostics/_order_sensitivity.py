@@ -10,13 +10,7 @@ from torch import Tensor
 
 from grf_fusion._chain.fusion import GatedRecurrentFusion
 from grf_fusion._checks.arguments import ShapeError, expect_size
-from grf_fusion.diagnostics._calls import (
-    check_call,
-    draw,
-    evaluating,
-    expect_function,
-    measure,
-)
+from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
 
 OWNER = "order_sensitivity"
 MOST_EXACT = 5
@@ -97,10 +91,9 @@ def order_sensitivity(
             f"{OWNER}: expected `fusion` to be a GatedRecurrentFusion, "
             f"got {type(fusion).__name__}. Other fusions have no order."
         )
-    expect_function(OWNER, "metric", metric)
     if orders is not None:
         expect_size(OWNER, "orders", orders)
-    call = check_call(OWNER, fusion, features, masks, present)
+    call = check_call(OWNER, fusion, features, masks, present, metric=metric)
     fixed = 1 if fusion.units is not None and fusion.opening == "first" else 0
     head, free = call.names[:fixed], call.names[fixed:]
     count = math.factorial(len(free))
@@ -112,7 +105,7 @@ def order_sensitivity(
     with evaluating(fusion):
         for order in chosen:
             context = fusion(features, masks=masks, present=call.here, order=order)
-            values.append(measure(OWNER, "metric", metric, context))
+            values.append(measure(OWNER, metric, context))
     numbers = torch.tensor(values, dtype=torch.float64)
     return OrderSensitivity(
         orders=tuple(chosen),

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grf_fusion._chain.state import FusionTrace
 from grf_fusion.diagnostics._trace import mean_where, read_trace
@@ -68,11 +68,13 @@ def retention(trace: FusionTrace) -> Retention:
         True
     """
     steps = read_trace("retention", trace)
-    gates = steps.full_gates
+    # A modality that opens every context has no gate.
+    gates = nn.functional.pad(steps.full_gates, (0, 0, 0, 0, steps.first, 0))
+    opener = steps.present & (steps.present.cumsum(dim=1) <= steps.first)
     # Entry k is what the steps from k to the end let through.
     through = (1 - gates).flip(1).cumprod(dim=1).flip(1)
     later = torch.cat((through[:, 1:], torch.ones_like(through[:, :1])), dim=1)
-    shares = torch.where(steps.opener[..., None, None], 1.0, gates) * later
+    shares = torch.where(opener[..., None, None], 1.0, gates) * later
     real = steps.mask[:, None, :, None]
     count = real.sum(dim=2).clamp(min=1)
     shares, through = (x.masked_fill(~real, 0.0).sum(dim=2) / count for x in (shares, through))
@@ -80,7 +82,7 @@ def retention(trace: FusionTrace) -> Retention:
     start = through[:, 0] if steps.first == 0 else nothing.to(gates).expand(shares[:, 0].shape)
     by_sample = shares.mean(dim=-1)
     return Retention(
-        order=steps.names,
+        order=steps.order,
         shares=by_sample,
         start=start.mean(dim=-1),
         mean=mean_where(by_sample, steps.present),

@@ -13,7 +13,6 @@ from grf_fusion.diagnostics._calls import Call, check_call, evaluating
 from grf_fusion.diagnostics._hints import hints_of
 
 OWNER = "summary"
-HEADER = ("modality", "width", "present", "real steps", "padded", "parameters", "operations")
 
 
 class Summary(NamedTuple):
@@ -52,28 +51,26 @@ class Summary(NamedTuple):
     def __str__(self) -> str:
         """Write the table."""
         total = sum(self.parameters) + self.shared_parameters
-        rows: list[tuple[str, ...]] = [HEADER]
-        for k, name in enumerate(self.modalities):
-            real, steps = self.real_steps[k], self.steps[k]
-            own, cost = self.parameters[k], self.operations[k]
-            rows.append(
-                (
-                    name,
-                    str(self.widths[k]),
-                    f"{self.present[k]} of {self.samples}",
-                    f"{real} of {steps}",
-                    _share(steps - real, steps),
-                    f"{own:,} ({_share(own, total)})",
-                    f"{cost:,} ({_share(cost, self.total_operations)})",
-                )
-            )
-        widest = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        steps = list(zip(self.real_steps, self.steps, strict=True))
+        columns = [
+            ["modality", *self.modalities],
+            ["width", *map(str, self.widths)],
+            ["present", *(f"{count} of {self.samples}" for count in self.present)],
+            ["real steps", *(f"{real} of {every}" for real, every in steps)],
+            ["padded", *(_share(every - real, every) for real, every in steps)],
+            ["parameters", *(f"{own:,} ({_share(own, total)})" for own in self.parameters)],
+            [
+                "operations",
+                *(f"{cost:,} ({_share(cost, self.total_operations)})" for cost in self.operations),
+            ],
+        ]
+        widest = [max(map(len, column)) for column in columns]
         title = (
             f"{self.fusion}: {self.samples} samples, {total:,} parameters, of which "
             f"{self.shared_parameters:,} are shared, {self.total_operations:,} operations"
         )
         lines = [title]
-        for name, *cells in rows:
+        for name, *cells in zip(*columns, strict=True):
             numbers = map(str.rjust, cells, widest[1:])
             lines.append("  ".join([name.ljust(widest[0]), *numbers]))
         return "\n".join([*lines, *(f"hint: {hint}" for hint in self.hints)])
@@ -151,15 +148,13 @@ def summary(
 def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]:
     """Count the parameters in dictionaries by modality; the outermost one decides."""
     counts = dict.fromkeys(names, 0)
-    seen: set[int] = set()
+    seen: set[nn.Parameter] = set()
     for module in fusion.modules():
-        if not isinstance(module, nn.ModuleDict) or not set(module) <= set(names):
-            continue
-        for name, part in module.items():
-            for parameter in part.parameters():
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    counts[name] += parameter.numel()
+        if isinstance(module, nn.ModuleDict) and set(module) <= set(names):
+            for name, part in module.items():
+                own = set(part.parameters()) - seen
+                counts[name] += sum(parameter.numel() for parameter in own)
+                seen |= own
     return counts
 
 

@@ -10,32 +10,29 @@ from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
 
 
 class Steps(NamedTuple):
-    """The steps of a chain, a column for every modality in the order of fusion.
+    """A checked trace: all modalities in the order of fusion, and the gates of those with a step.
 
     Attributes:
-        names: Names of the modalities.
-        gates: ``(batch, modalities, dim)``, at least float32: 0 if none was applied.
-        full_gates: ``(batch, modalities, time, dim)``: the same before the mean over the time steps
-            of a context that is a sequence; ``time`` is 1 for one vector.
-        mask: ``(batch, time)``: the real ones of these time steps.
+        order: Names of the modalities.
         present: ``(batch, modalities)``.
-        opener: ``(batch, modalities)``: True where the modality opens the sample's context.
-        first: The first modality that is a step: 0 if every sample starts from a learned vector,
+        first: The first modality that has a step: 0 if every sample starts from a learned vector,
             1 if modalities open the context.
+        names: Names of the steps.
+        gates: ``(batch, steps, dim)``, at least float32: 0 if none was applied.
+        applied: ``(batch, steps)``: where one was.
+        full_gates: ``(batch, steps, time, dim)``: the gates before the mean over the time steps of
+            a context that is a sequence; ``time`` is 1 for one vector.
+        mask: ``(batch, time)``: the real ones of these time steps.
     """
 
+    order: tuple[str, ...]
+    present: Tensor
+    first: int
     names: tuple[str, ...]
     gates: Tensor
+    applied: Tensor
     full_gates: Tensor
     mask: Tensor
-    present: Tensor
-    opener: Tensor
-    first: int
-
-    @property
-    def applied(self) -> Tensor:
-        """Where a gate was applied, ``(batch, modalities)``."""
-        return self.present & ~self.opener
 
 
 def read_trace(owner: str, trace: object) -> Steps:
@@ -48,36 +45,36 @@ def read_trace(owner: str, trace: object) -> Steps:
             f"{owner}: expected `trace` to be a FusionTrace, got {type(trace).__name__}. "
             "Call the fusion with return_trace=True and give the second result."
         )
-    contexts = expect_tensor(owner, "trace.contexts", trace.contexts)
-    count = len(trace.order)
-    expect_shape(
-        owner, "trace.contexts", contexts, {"batch": None, "modalities": count, "dim": None}
-    )
-    batch, _, dim = contexts.shape
-    present = expect_tensor(owner, "trace.present", trace.present)
-    expect_shape(owner, "trace.present", present, {"batch": batch, "modalities": count})
-    gates = expect_tensor(owner, "trace.gates", trace.gates)
-    first = 0 if gates.ndim == 3 and gates.shape[1] == count else 1
-    axes = {"batch": batch, "steps": count - first, "dim": dim}
-    expect_shape(owner, "trace.gates", gates, axes)
-    if trace.time_gates is None:
-        full, mask = gates.unsqueeze(2), torch.ones_like(present[:, :1], dtype=torch.bool)
-    else:
-        full = expect_tensor(owner, "trace.time_gates", trace.time_gates)
-        axes = {"batch": batch, "steps": gates.shape[1], "time": None, "dim": dim}
-        expect_shape(owner, "trace.time_gates", full, axes)
-        mask = expect_tensor(owner, "trace.time_mask", trace.time_mask)
-        expect_shape(owner, "trace.time_mask", mask, {"batch": batch, "time": full.shape[2]})
-    present = present.bool()
-    opener = torch.zeros_like(present)
-    if first == 1:
-        gates, full = (
-            torch.cat((g.new_zeros(batch, 1, *g.shape[2:]), g), dim=1) for g in (gates, full)
-        )
-        opener = present & (present.cumsum(dim=1) == 1)
+
+    def part(name: str, **axes: int | None) -> Tensor:
+        tensor = expect_tensor(owner, f"trace.{name}", getattr(trace, name))
+        expect_shape(owner, f"trace.{name}", tensor, axes)
+        return tensor
+
+    order = tuple(trace.order)
+    batch, count, dim = part("contexts", batch=None, modalities=len(order), dim=None).shape
+    present = part("present", batch=batch, modalities=count).bool()
+    shape = expect_tensor(owner, "trace.gates", trace.gates).shape
+    first = 0 if len(shape) == 3 and shape[1] == count else 1
+    gates = part("gates", batch=batch, steps=count - first, dim=dim)
     exact = torch.promote_types(gates.dtype, torch.float32)
-    gates, full = gates.to(exact), full.to(exact)
-    return Steps(tuple(trace.order), gates, full, mask.bool(), present, opener, first)
+    if trace.time_gates is None:
+        full, mask = gates.unsqueeze(2), torch.ones_like(present[:, :1])
+    else:
+        full = part("time_gates", batch=batch, steps=count - first, time=None, dim=dim)
+        mask = part("time_mask", batch=batch, time=full.shape[2]).bool()
+    # With no learned opening, the first modality that a sample has opens its context.
+    applied = present & (present.cumsum(dim=1) > first)
+    return Steps(
+        order=order,
+        present=present,
+        first=first,
+        names=order[first:],
+        gates=gates.to(exact),
+        applied=applied[:, first:],
+        full_gates=full.to(exact),
+        mask=mask,
+    )
 
 
 def mean_where(values: Tensor, here: Tensor) -> Tensor:

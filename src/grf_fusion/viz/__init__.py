@@ -4,10 +4,9 @@ Each function draws into ``ax``, or into a new figure, and returns the `matplotl
 Colours are viridis, cividis and those of Okabe & Ito, which colour-blind readers can tell apart.
 """
 
-from grf_fusion.viz._attention import plot_attention
+from grf_fusion.viz._charts import plot_missing_curve, plot_order_sensitivity, plot_retention
 from grf_fusion.viz._context_path import plot_context_path
-from grf_fusion.viz._curves import plot_missing_curve, plot_order_sensitivity
-from grf_fusion.viz._gates import plot_gates, plot_retention
+from grf_fusion.viz._heat_maps import plot_attention, plot_gates
 
 __all__ = [
     "plot_attention",

@@ -1,4 +1,4 @@
-"""Shared code of all figures: axes, colours, heat maps, and the only import of matplotlib."""
+"""Shared code of all figures: axes, colours, and the only import of matplotlib."""
 
 # pyright: reportUnknownMemberType=false
 # (matplotlib leaves the types of keyword arguments open.)
@@ -50,12 +50,3 @@ def list_of(values: Tensor) -> list[float]:
 def mark_whole_numbers(axis: Axis) -> None:
     """Put ticks at whole numbers only."""
     axis.set_major_locator(ticker.MaxNLocator(integer=True))
-
-
-def draw_heat_map(ax: Axes, rows: Tensor, label: str, *, most: float | None = None) -> None:
-    """Draw numbers from 0 up; NaN is grey."""
-    image = ax.imshow(
-        rows.cpu().double().numpy(), aspect="auto", interpolation="nearest", vmin=0.0, vmax=most,
-        cmap=colormaps["cividis"].with_extremes(bad="lightgrey"),
-    )  # fmt: skip
-    ax.figure.colorbar(image, ax=ax, label=label)

@@ -1,7 +1,6 @@
 """The path of the context in a plane."""
 
 # pyright: reportUnknownMemberType=false
-# (matplotlib leaves the types of keyword arguments open.)
 
 from collections.abc import Mapping
 from typing import cast
@@ -48,7 +47,7 @@ def plot_context_path(
             ``labels`` has another shape, or ``step`` is out of range.
     """
     owner = "plot_context_path"
-    order = read_trace(owner, trace).names
+    order = read_trace(owner, trace).order
     contexts = trace.contexts.detach().double().cpu()
     batch, count, dim = contexts.shape
     if dim < 2:

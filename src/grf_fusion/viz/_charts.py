@@ -1,12 +1,14 @@
-"""A metric against missing modalities, and against the order of fusion."""
+"""Shares that remain in the context, and a metric against missing modalities and the order."""
 
 # pyright: reportUnknownMemberType=false
-# (matplotlib leaves the types of keyword arguments open.)
 
 from collections.abc import Mapping
 
-from grf_fusion._checks.arguments import ShapeError
-from grf_fusion.diagnostics import MissingCurve, OrderSensitivity
+import torch
+from torch import Tensor
+
+from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
+from grf_fusion.diagnostics import MissingCurve, OrderSensitivity, Retention
 from grf_fusion.viz._canvas import (
     BLUE,
     GREY,
@@ -17,7 +19,67 @@ from grf_fusion.viz._canvas import (
     choose_colours,
     list_of,
     mark_whole_numbers,
+    readable_on,
 )
+
+# A share that is wide enough for a label inside its bar.
+LABELLED = 0.05
+
+
+def plot_retention(
+    retention: Retention, *, groups: Mapping[str, Tensor] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw the share of each modality as one stacked bar for each group of samples.
+
+    Args:
+        retention: Result of `grf_fusion.diagnostics.retention`.
+        groups: Samples of each group, such as ``{"fault": labels == 1}``; ``None`` for one bar.
+        ax: Axes to draw into; ``None`` for a new figure.
+
+    Returns:
+        The axes.
+
+    Shape:
+        - groups: ``(batch,)`` bool each
+
+    Raises:
+        ShapeError: If a group has another shape or no sample.
+    """
+    shares = torch.cat((retention.start.unsqueeze(1), retention.shares), dim=1).detach().cpu()
+    everybody = torch.ones(len(shares), dtype=torch.bool)
+    bars: list[Tensor] = []
+    groups = {"all samples": everybody} if groups is None else groups
+    for name, samples in groups.items():
+        argument = f"groups[{name!r}]"
+        chosen = expect_tensor("plot_retention", argument, samples)
+        expect_shape("plot_retention", argument, chosen, {"batch": len(shares)})
+        chosen = chosen.bool().cpu()
+        if not chosen.any():
+            raise ShapeError(f"plot_retention: expected `{argument}` to hold a sample, got none.")
+        bars.append(shares[chosen].mean(dim=0))
+    ax = choose_axes(ax)
+    heights = torch.stack(bars, dim=1)
+    names = ("start", *retention.order)
+    colours = (GREY, *choose_colours(len(retention.order)))
+    base = torch.zeros(len(bars))
+    for name, height, colour in zip(names, heights, colours, strict=True):
+        patches = ax.bar(
+            range(len(bars)), list_of(height), bottom=list_of(base), color=colour, label=name,
+            edgecolor="white", width=0.8,
+        )  # fmt: skip
+        texts = [f"{100 * h:.0f}" if h >= LABELLED else "" for h in list_of(height)]
+        ax.bar_label(patches, texts, label_type="center", color=readable_on(colour), fontsize=8)
+        base = base + height
+    ax.set_xticks(range(len(bars)), list(groups))
+    ax.set(ylabel="share of the final context (%)", ylim=(0, 1))
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    # Upside down, so that the legend reads as the bars are stacked.
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(
+        handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8,
+        title="modality\n(last on top)", title_fontsize=8, frameon=False,
+    )  # fmt: skip
+    return ax
 
 
 def plot_missing_curve(
