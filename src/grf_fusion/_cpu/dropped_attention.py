@@ -88,11 +88,9 @@ class _Attention(Formula):
             query, key, value = piece.by_head(q, k, v)
             query, read = query * q.shape[-1] ** -0.5, torch.empty_like(query, memory_format=DENSE)
             bias = piece.bias(q)
-            score, weight, kept = _tile_buffers(3, query, key)
-            for heads, rows in _tiles(query, key):
-                w = _weigh(query[heads, rows], key[heads], bias, heads, (score, weight))
-                w.mul_(keep.fill(_shaped(kept, w)))
-                torch.bmm(w, value[heads], out=read[heads, rows])
+            for tile in _tiles(query, key, keep):
+                weights = tile.weigh(query, key, bias).mul_(tile.kept)
+                torch.bmm(weights, value[tile.heads], out=read[tile.heads, tile.rows])
             _write(read, piece.samples, piece.queries, out)
         return out.mul_(keep.scale)
 
@@ -114,18 +112,15 @@ class _Attention(Formula):
             of_query = torch.empty_like(query, memory_format=DENSE)
             of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
             bias = piece.bias(q)
-            score, weight, kept, back = _tile_buffers(4, query, key)
-            for heads, rows in _tiles(query, key):
-                w = _weigh(query[heads, rows], key[heads], bias, heads, (score, weight))
-                mask = keep.fill(_shaped(kept, w))
-                of_w = _shaped(back, w)
-                torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_w)
-                of_w.mul_(mask)
-                of_value[heads].baddbmm_(mask.mul_(w).transpose(1, 2), upper[heads, rows])
-                of_score = _shaped(score, w)
-                softmax_backward(of_w, w, out=of_score)
-                torch.bmm(of_score, key[heads], out=of_query[heads, rows])
-                of_key[heads].baddbmm_(of_score.transpose(1, 2), query[heads, rows])
+            for tile in _tiles(query, key, keep):
+                heads, rows, kept, of_weights, _ = tile
+                weights = tile.weigh(query, key, bias)
+                torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_weights)
+                of_weights.mul_(kept)
+                of_value[heads].baddbmm_(kept.mul_(weights).transpose(1, 2), upper[heads, rows])
+                of_scores = softmax_backward(of_weights, weights, out=kept)
+                torch.bmm(of_scores, key[heads], out=of_query[heads, rows])
+                of_key[heads].baddbmm_(of_scores.transpose(1, 2), query[heads, rows])
             _write(of_query.mul_(scale), piece.samples, piece.queries, dq)
             _write(of_key, piece.samples, piece.keys, dk)
             _write(of_value, piece.samples, piece.keys, dv)
@@ -147,21 +142,57 @@ def _differentiable_gradients(
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     keep = DropoutMask(plan.dropout, plan.seed)
-    read = torch.zeros_like(q)
+    read: list[Tensor] = []
     for piece in plan.pieces:
         query, key, value = piece.by_head(q, k, v)
         scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
         kept = torch.empty_like(scores)
-        for heads, rows in _tiles(query, key):
-            tile = kept[heads, rows]
-            tile.copy_(keep.fill(torch.empty_like(tile, memory_format=DENSE)))
+        for tile in _tiles(query, key, keep):
+            kept[tile.heads, tile.rows] = tile.kept
         bias = piece.bias(q)
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         of_piece = (weights * kept.detach() * keep.scale) @ value
-        of_piece = _unflatten(of_piece, piece.samples).transpose(1, 2).flatten(0, 1)
-        place = torch.arange(*piece.queries, device=q.device)
-        read = read.index_copy(0, place, of_piece)
-    return read
+        read.append(_unflatten(of_piece, piece.samples).transpose(1, 2).flatten(0, 1))
+    return torch.cat(read)
+
+
+class _Tile(NamedTuple):
+    """Some of the scores of a piece.
+
+    Attributes:
+        heads: Which heads of its samples.
+        rows: Which queries of each.
+        kept: 1 where dropout keeps a weight, and 0 where it drops it.
+        scores: A buffer, of the shape of ``kept``.
+        weights: Another one.
+    """
+
+    heads: slice
+    rows: slice
+    kept: Tensor
+    scores: Tensor
+    weights: Tensor
+
+    def weigh(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the softmax of the scores; both buffers are overwritten."""
+        keys = key[self.heads].transpose(1, 2)
+        torch.bmm(query[self.heads, self.rows], keys, out=self.scores)
+        if bias is not None:
+            self.scores.add_(bias[self.heads])
+        return torch.softmax(self.scores, dim=-1, out=self.weights)
+
+
+def _tiles(query: Tensor, key: Tensor, keep: DropoutMask) -> Iterator[_Tile]:
+    """Cut the scores into tiles, of several heads only with all their rows, in the same buffers."""
+    (number, rows, _), columns = query.shape, key.shape[1]
+    heads, height = max(1, TILE // (rows * columns)), min(rows, max(1, TILE // columns))
+    size = min(number, heads) * height * columns
+    buffers = [query.new_empty(size) for _ in range(3)]
+    for a, b in spans(number, heads):
+        for i, j in spans(rows, height):
+            shape = (b - a, j - i, columns)
+            kept, scores, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+            yield _Tile(slice(a, b), slice(i, j), keep.fill(kept), scores, weights)
 
 
 def _write(by_head: Tensor, samples: int, span: tuple[int, int], rows: Tensor) -> None:
@@ -171,40 +202,3 @@ def _write(by_head: Tensor, samples: int, span: tuple[int, int], rows: Tensor) -
 
 def _unflatten(rows: Tensor, samples: int) -> Tensor:
     return rows.view(samples, -1, *rows.shape[1:])
-
-
-def _tiles(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut the scores into heads and rows of queries."""
-    number, rows, columns = len(query), query.shape[1], key.shape[1]
-    heads, height = _tile_size(rows, columns)
-    for a, b in spans(number, heads):
-        for i, j in spans(rows, height):
-            yield slice(a, b), slice(i, j)
-
-
-def _tile_size(rows: int, columns: int) -> tuple[int, int]:
-    """Return how many heads and rows of queries fit: several heads only with all their rows."""
-    if rows * columns <= TILE:
-        return TILE // (rows * columns), rows
-    return 1, max(1, TILE // columns)
-
-
-def _tile_buffers(number: int, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-    heads, rows = _tile_size(query.shape[1], key.shape[1])
-    size = min(len(query), heads) * rows * key.shape[1]
-    return tuple(query.new_empty(size) for _ in range(number))
-
-
-def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
-    return buffer[: like.numel()].view(like.shape)
-
-
-def _weigh(
-    query: Tensor, key: Tensor, bias: Tensor | None, heads: slice, buffers: tuple[Tensor, Tensor]
-) -> Tensor:
-    shape = (*query.shape[:2], key.shape[1])
-    score, weight = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-    torch.bmm(query, key.transpose(1, 2), out=score)
-    if bias is not None:
-        score.add_(bias[heads])
-    return torch.softmax(score, dim=-1, out=weight)
