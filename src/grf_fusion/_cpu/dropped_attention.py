@@ -21,32 +21,31 @@ from grf_fusion._cpu.formula import Formula
 DENSE = torch.contiguous_format
 
 
-class Piece(NamedTuple):
-    """Samples of equal lengths that lie one after the other in the rows.
+class Group(NamedTuple):
+    """Samples that lie one after the other in the rows, with equally many rows each.
 
     Attributes:
         samples: How many.
-        queries: Where the rows of their queries start and end.
-        keys: Where the rows of their keys and values start and end.
-        allowed: ``(samples, 1, 1, keys)`` bool: keys that are read, some of each sample; ``None``
-            for all.
+        rows: Where their rows start and end.
+        allowed: ``(samples, 1, 1, time)`` bool: steps that may be read, ``None`` for all; of a
+            sample without a real step all, so that no softmax runs over nothing.
     """
 
     samples: int
-    queries: tuple[int, int]
-    keys: tuple[int, int]
+    rows: tuple[int, int]
     allowed: Tensor | None
 
-    def by_head(self, q: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and the like as ``(samples heads, time, head_dim)``."""
-        spans_of = (self.queries, *(self.keys for _ in others))
-        return tuple(
-            _unflatten(x[start:end], self.samples).transpose(1, 2).flatten(0, 1)
-            for x, (start, end) in zip((q, *others), spans_of, strict=True)
-        )
+    def cut(self, rows: Tensor) -> Tensor:
+        """Return their rows as ``(samples, time, ...)``."""
+        start, end = self.rows
+        return _unflatten(rows[start:end], self.samples)
+
+    def by_head(self, rows: Tensor) -> Tensor:
+        """Return their rows as ``(samples heads, time, head_dim)``."""
+        return self.cut(rows).transpose(1, 2).flatten(0, 1)
 
     def bias(self, like: Tensor) -> Tensor | None:
-        """Return what is added to the scores, ``(samples heads, 1, keys)``."""
+        """Return what is added to the scores of these keys, ``(samples heads, 1, time)``."""
         if self.allowed is None:
             return None
         heads = like.shape[1]
@@ -54,16 +53,16 @@ class Piece(NamedTuple):
         return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
 
 
+# Queries and keys of the same samples.
+Piece = tuple[Group, Group]
+
+
 def attend_with_dropout(
     q: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...], dropout: float
 ) -> Tensor:
     """Return ``dropout(softmax(q k^T / sqrt(head_dim))) v`` of each sample.
 
-    The pieces name every row, in order.
-
-    Shape:
-        - q, output: ``(rows, heads, head_dim)``
-        - k, v: ``(other rows, heads, head_dim)``
+    All are ``(rows, heads, head_dim)``. The pieces name every row, in order.
     """
     return _Attention.call(q, k, v, Plan(pieces, dropout, draw_seed()))
 
@@ -84,14 +83,14 @@ class _Attention(Formula):
         ctx.plan = plan
         keep = DropoutMask(plan.dropout, plan.seed)
         out = torch.empty_like(q, memory_format=DENSE)
-        for piece in plan.pieces:
-            query, key, value = piece.by_head(q, k, v)
-            query, read = query * q.shape[-1] ** -0.5, torch.empty_like(query, memory_format=DENSE)
-            bias = piece.bias(q)
+        for queries, keys in plan.pieces:
+            key, value, bias = keys.by_head(k), keys.by_head(v), keys.bias(q)
+            query = queries.by_head(q) * q.shape[-1] ** -0.5
+            read = torch.empty_like(query, memory_format=DENSE)
             for tile in _tiles(query, key, keep):
                 weights = tile.weigh(query, key, bias).mul_(tile.kept)
                 torch.bmm(weights, value[tile.heads], out=read[tile.heads, tile.rows])
-            _write(read, piece.samples, piece.queries, out)
+            _write(read, queries, out)
         return out.mul_(keep.scale)
 
     @override
@@ -105,13 +104,11 @@ class _Attention(Formula):
         q, k, v = saved
         keep, scale = DropoutMask(plan.dropout, plan.seed), q.shape[-1] ** -0.5
         dq, dk, dv = (torch.empty_like(x, memory_format=DENSE) for x in saved)
-        for piece in plan.pieces:
-            query, key, value = piece.by_head(q, k, v)
-            (upper,) = piece.by_head(gradient)
-            query, upper = query * scale, upper * keep.scale
+        for queries, keys in plan.pieces:
+            key, value, bias = keys.by_head(k), keys.by_head(v), keys.bias(q)
+            query, upper = queries.by_head(q) * scale, queries.by_head(gradient) * keep.scale
             of_query = torch.empty_like(query, memory_format=DENSE)
             of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
-            bias = piece.bias(q)
             for tile in _tiles(query, key, keep):
                 heads, rows, kept, of_weights, _ = tile
                 weights = tile.weigh(query, key, bias)
@@ -121,9 +118,9 @@ class _Attention(Formula):
                 of_scores = softmax_backward(of_weights, weights, out=kept)
                 torch.bmm(of_scores, key[heads], out=of_query[heads, rows])
                 of_key[heads].baddbmm_(of_scores.transpose(1, 2), query[heads, rows])
-            _write(of_query.mul_(scale), piece.samples, piece.queries, dq)
-            _write(of_key, piece.samples, piece.keys, dk)
-            _write(of_value, piece.samples, piece.keys, dv)
+            _write(of_query.mul_(scale), queries, dq)
+            _write(of_key, keys, dk)
+            _write(of_value, keys, dv)
         return dq, dk, dv, None
 
 
@@ -143,16 +140,15 @@ def _differentiable_gradients(
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     keep = DropoutMask(plan.dropout, plan.seed)
     read: list[Tensor] = []
-    for piece in plan.pieces:
-        query, key, value = piece.by_head(q, k, v)
+    for queries, keys in plan.pieces:
+        query, key, value, bias = queries.by_head(q), keys.by_head(k), keys.by_head(v), keys.bias(q)
         scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
         kept = torch.empty_like(scores)
         for tile in _tiles(query, key, keep):
             kept[tile.heads, tile.rows] = tile.kept
-        bias = piece.bias(q)
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         of_piece = (weights * kept.detach() * keep.scale) @ value
-        read.append(_unflatten(of_piece, piece.samples).transpose(1, 2).flatten(0, 1))
+        read.append(_unflatten(of_piece, queries.samples).transpose(1, 2).flatten(0, 1))
     return torch.cat(read)
 
 
@@ -195,9 +191,8 @@ def _tiles(query: Tensor, key: Tensor, keep: DropoutMask) -> Iterator[_Tile]:
             yield _Tile(slice(a, b), slice(i, j), keep.fill(kept), scores, weights)
 
 
-def _write(by_head: Tensor, samples: int, span: tuple[int, int], rows: Tensor) -> None:
-    place, heads = _unflatten(rows[slice(*span)], samples), _unflatten(by_head, samples)
-    place.copy_(heads.transpose(1, 2))
+def _write(by_head: Tensor, group: Group, rows: Tensor) -> None:
+    group.cut(rows).copy_(_unflatten(by_head, group.samples).transpose(1, 2))
 
 
 def _unflatten(rows: Tensor, samples: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grf_fusion._checks.tracing import is_captured, is_plain_call
 from grf_fusion._cpu.dropout import FEW
-from grf_fusion._cpu.dropped_attention import Piece, attend_with_dropout
+from grf_fusion._cpu.dropped_attention import Group, attend_with_dropout
 from grf_fusion._cpu.rows import Rows, attend_dense, attend_rows, lay_out_rows, scatter, worth_rows
 from grf_fusion._inputs.masks import fill_masked, unmask_empty
 
@@ -39,26 +39,12 @@ class Padded(NamedTuple):
         return values.expand(-1, rows.shape[1], *values.shape[2:])
 
 
-class Group(NamedTuple):
-    """Samples of similar length, their real steps first and padded to the longest.
-
-    Attributes:
-        samples: How many.
-        rows: Where their rows start and end.
-        allowed: ``(samples, 1, 1, time)`` bool: steps that may be read, ``None`` for all; of a
-            sample without a real step all, so that no softmax runs over nothing.
-    """
-
-    samples: int
-    rows: tuple[int, int]
-    allowed: Tensor | None
-
-
 class Packed(NamedTuple):
     """Real steps and little else as rows ``(rows, dim)``, in groups of samples.
 
     Attributes:
-        groups: Where each group of samples lies; the same samples in whatever is packed together.
+        groups: Where samples of similar length lie, real steps first and padded to the longest; the
+            same samples in whatever is packed together.
         place: ``(rows,)``: where each row stands in ``(batch time)``.
         sample: ``(rows,)``: the sample of each row.
         padding: ``(rows,)`` bool: rows that are no real steps.
@@ -107,7 +93,7 @@ def attend(
     allowed = None if mask is None else unmask_empty(mask)[:, None, None, :]
     if dropout > 0.0 and is_plain_call(q, fewest=FEW):
         rows, others = (x.shape[0] * x.shape[1] for x in (q, k))
-        piece = Piece(len(q), (0, rows), (0, others), allowed)
+        piece = Group(len(q), (0, rows), None), Group(len(q), (0, others), allowed)
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))
         read = attend_with_dropout(flat_q, flat_k, flat_v, (piece,), dropout).view(q.shape)
     else:
@@ -122,10 +108,7 @@ def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, queries: Packed, keys: Packed, *, dropout: float
 ) -> Tensor:
     if dropout > 0.0 and is_plain_call(q):
-        pieces = tuple(
-            Piece(query.samples, query.rows, key.rows, key.allowed)
-            for query, key in zip(queries.groups, keys.groups, strict=True)
-        )
+        pieces = tuple(zip(queries.groups, keys.groups, strict=True))
         read = attend_with_dropout(q, k, v, pieces, dropout)
     else:
         # Split at once: the gradient of a slice is as large as what it was cut from.

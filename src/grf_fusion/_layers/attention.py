@@ -169,8 +169,8 @@ def project(
 
 def _worth_joining(memory: Tensor, *projections: nn.Linear) -> bool:
     """Return whether rearranging the products is faster than computing them, in eager mode."""
-    few = not torch.compiler.is_compiling() and memory.numel() < FEW
-    return not few and is_plain(*projections)
+    many = torch.compiler.is_compiling() or memory.numel() >= FEW
+    return many and is_plain(*projections)
 
 
 def spread_value(
@@ -182,8 +182,7 @@ def spread_value(
     """
     if not attention.training or attention.dropout == 0.0:
         return queries.spread(attention.out_proj(value), query)
-    value = queries.spread(value, query)
-    value = split_heads(value, attention.head_dim)
+    value = split_heads(queries.spread(value, query), attention.head_dim)
     weights = F.dropout(torch.ones_like(value[..., :1]), attention.dropout)
     return attention.out_proj((weights * value).flatten(-2))
 
@@ -196,11 +195,8 @@ def split_heads(rows: Tensor, head_dim: int) -> Tensor:
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
     """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 if no key is real.
 
-    Shape:
-        - q: ``(batch, ..., queries, dim)``
-        - k: ``(batch, ..., keys, dim)``
-        - mask: ``(batch, keys)``
-        - output: ``(batch, ..., queries, keys)``
+    Of ``(batch, ..., queries, dim)``, ``(batch, ..., keys, dim)`` and a mask ``(batch, keys)`` they
+    are ``(batch, ..., queries, keys)``.
     """
     scores = q @ k.transpose(-2, -1) * head_dim**-0.5
     if mask is None:

@@ -36,6 +36,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, options: BlockOptions, *, of_context: bool, **where: Unpack[Where]) -> None:
         super().__init__()
         dim, heads, dropout = options.embed_dim, options.num_heads, options.dropout
+        hidden = options.dim_feedforward or 4 * dim
         linear = options.self_attention == "linear"
         # A pooled context is one step: the only key of its self-attention, and for the modality.
         one_key = options.pooled_context and not of_context
@@ -56,8 +57,8 @@ class DecoderLayer(nn.Module):
         self.cross_attn = of_cross(dim, num_heads=heads, dropout=dropout, **where)
         # Before an attention over one key it would only reach the query, which does not matter.
         self.cross_attn_norm = None if one_key and self.norm_first else norm()
-        self.linear1 = nn.Linear(dim, options.hidden, **where)
-        self.linear2 = nn.Linear(options.hidden, dim, **where)
+        self.linear1 = nn.Linear(dim, hidden, **where)
+        self.linear2 = nn.Linear(hidden, dim, **where)
         self.feedforward_norm = norm()
         self.dropout = nn.Dropout(dropout)
 
