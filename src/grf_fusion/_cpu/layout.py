@@ -169,11 +169,7 @@ def _group(lengths: list[tuple[int, ...]]) -> Iterator[list[int]]:
 
 
 def _place(
-    shape: Sequence[int],
-    mask: Tensor | None,
-    count: Tensor,
-    order: Tensor,
-    lengths: list[list[int]],
+    shape: torch.Size, mask: Tensor | None, count: Tensor, order: Tensor, lengths: list[list[int]]
 ) -> Packed:
     """Lay out one sequence, whose ``lengths`` are in groups and in ``order``."""
     batch, time = shape
