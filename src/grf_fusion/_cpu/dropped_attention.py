@@ -44,6 +44,10 @@ class Group(NamedTuple):
         """Return their rows as ``(samples heads, time, head_dim)``."""
         return self.cut(rows).transpose(1, 2).flatten(0, 1)
 
+    def write(self, by_head: Tensor, rows: Tensor) -> None:
+        """Put back into the rows what has the shape of `by_head`."""
+        self.cut(rows).copy_(_unflatten(by_head, self.samples).transpose(1, 2))
+
     def bias(self, like: Tensor) -> Tensor | None:
         """Return what is added to the scores of these keys, ``(samples heads, 1, time)``."""
         if self.allowed is None:
@@ -90,7 +94,7 @@ class _Attention(Formula):
             for tile in _tiles(query, key, keep):
                 weights = tile.weigh(query, key, bias).mul_(tile.kept)
                 torch.bmm(weights, value[tile.heads], out=read[tile.heads, tile.rows])
-            _write(read, queries, out)
+            queries.write(read, out)
         return out.mul_(keep.scale)
 
     @override
@@ -110,6 +114,7 @@ class _Attention(Formula):
             of_query = torch.empty_like(query, memory_format=DENSE)
             of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
             for tile in _tiles(query, key, keep):
+                # Scores and what is kept are needed once each: their buffers hold gradients then.
                 heads, rows, kept, of_weights, _ = tile
                 weights = tile.weigh(query, key, bias)
                 torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_weights)
@@ -118,9 +123,9 @@ class _Attention(Formula):
                 of_scores = softmax_backward(of_weights, weights, out=kept)
                 torch.bmm(of_scores, key[heads], out=of_query[heads, rows])
                 of_key[heads].baddbmm_(of_scores.transpose(1, 2), query[heads, rows])
-            _write(of_query.mul_(scale), queries, dq)
-            _write(of_key, keys, dk)
-            _write(of_value, keys, dv)
+            queries.write(of_query.mul_(scale), dq)
+            keys.write(of_key, dk)
+            keys.write(of_value, dv)
         return dq, dk, dv, None
 
 
@@ -189,10 +194,6 @@ def _tiles(query: Tensor, key: Tensor, keep: DropoutMask) -> Iterator[_Tile]:
             shape = (b - a, j - i, columns)
             kept, scores, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
             yield _Tile(slice(a, b), slice(i, j), keep.fill(kept), scores, weights)
-
-
-def _write(by_head: Tensor, group: Group, rows: Tensor) -> None:
-    group.cut(rows).copy_(_unflatten(by_head, group.samples).transpose(1, 2))
 
 
 def _unflatten(rows: Tensor, samples: int) -> Tensor:
