@@ -23,7 +23,7 @@ from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._cpu.dropout import DropoutMask, drop
-from grf_fusion._cpu.dropped_attention import Piece, Plan
+from grf_fusion._cpu.dropped_attention import Group, Piece, Plan
 from grf_fusion._layers import attention as _attention
 from properties import (
     Case,
@@ -76,12 +76,13 @@ PIECES = {
 def attention_case(kind: str, dtype: torch.dtype) -> tuple[list[Tensor], tuple[Piece, ...]]:
     if kind == "masked":
         allowed = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
-        pieces: tuple[Piece, ...] = (Piece(3, (0, 12), (0, 15), allowed[:, None, None, :]),)
-        return leaves((12, 2, 3), (15, 2, 3), (15, 2, 3), dtype=dtype), pieces
+        piece = Group(3, (0, 12), None), Group(3, (0, 15), allowed[:, None, None, :])
+        return leaves((12, 2, 3), (15, 2, 3), (15, 2, 3), dtype=dtype), (piece,)
     made: list[Piece] = []
     query = key = 0
     for queries, keys in PIECES[kind]:
-        made.append(Piece(1, (query, query + queries), (key, key + keys), None))
+        of_queries = Group(1, (query, query + queries), None)
+        made.append((of_queries, Group(1, (key, key + keys), None)))
         query, key = query + queries, key + keys
     return leaves((query, 2, 3), (key, 2, 3), (key, 2, 3), dtype=dtype), tuple(made)
 
@@ -93,7 +94,7 @@ def attention_formula(
     q, k, v = inputs
     keep = DropoutMask(dropout, 5)
     read: list[Tensor] = []
-    for samples, (q0, q1), (k0, k1), allowed in pieces:
+    for (samples, (q0, q1), _), (_, (k0, k1), allowed) in pieces:
         rows, columns = (q1 - q0) // samples, (k1 - k0) // samples
         heads, height = (1, max(1, tile // columns))
         if rows * columns <= tile:

@@ -1,5 +1,6 @@
 """A pretrained model with adapters behind some of its layers."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -143,16 +144,14 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class _Hook:
     """Puts an adapter behind a layer; a class, so that models can be copied and saved."""
 
-    def __init__(
-        self, name: str, adapter: FusionAdapter, declared: list[str], running: dict[int, _Given]
-    ) -> None:
-        self.name = name
-        self.adapter = adapter
-        self.declared = declared
-        self.running = running
+    name: str
+    adapter: FusionAdapter
+    declared: list[str]
+    running: dict[int, _Given]
 
     def __call__(self, _layer: nn.Module, _args: object, output: object) -> object:
         given = self.running.get(_thread())
@@ -170,11 +169,6 @@ class _Hook:
                 "its hidden states, alone or first in a tuple, "
                 f"got {type(hidden).__name__}."
             )
-        enriched = self._enrich(hidden, given)
-        return (enriched, *parts[1:]) if isinstance(output, tuple) else enriched
-
-    def _enrich(self, hidden: Tensor, given: _Given) -> Tensor:
-        """Give the adapter what it declares."""
         names, present = list(self.adapter.modalities), given.present
         if present is not None:
             axes = {"batch": len(hidden), "modalities": len(self.declared)}
@@ -185,7 +179,7 @@ class _Hook:
             for values in (given.features, given.masks)
         )
         enriched = self.adapter(hidden, features, mask=given.mask, masks=masks, present=present)
-        return cast(Tensor, enriched)
+        return (enriched, *parts[1:]) if isinstance(output, tuple) else enriched
 
 
 def _check_adapters(host: object, adapters: object) -> dict[str, int]:

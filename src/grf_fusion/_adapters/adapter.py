@@ -1,23 +1,17 @@
 """A fusion step between the layers of another model; before training it changes nothing."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import (
-    expect_floating,
-    expect_shape,
-    expect_size,
-    expect_steps,
-    expect_tensor,
-)
-from grf_fusion._checks.options import Modalities, check_modalities
+from grf_fusion._checks.arguments import expect_shape, expect_size, expect_tensor
+from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._cpu.dropout import drop
-from grf_fusion._inputs.call import check_call
-from grf_fusion._inputs.masks import as_mask, fill_masked, masked_mean, none_if_full, unmask_empty
+from grf_fusion._inputs.call import Arrival, check_call, check_features
+from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.projections import Received, add_positions, make_projections, project_all
 from grf_fusion._layers.block import SymmetricCrossAttentionBlock, enrich
 from grf_fusion._layers.gate import GatedFusionUnit
@@ -102,6 +96,7 @@ class FusionAdapter(nn.Module):
     ) -> None:
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
+        where: Where = {"device": device, "dtype": dtype}
         super().__init__()
         self.modalities = declared
         self.embed_dim = embed_dim
@@ -117,14 +112,11 @@ class FusionAdapter(nn.Module):
             symmetric=symmetric,
             packing=packing,
             checkpoint=checkpoint,
-            device=device,
-            dtype=dtype,
+            **where,
         )
-        self.unit = GatedFusionUnit(
-            embed_dim, norm=False, identity_init=True, device=device, dtype=dtype
-        )
-        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
-        self.projections = make_projections(declared, embed_dim, device=device, dtype=dtype)
+        self.unit = GatedFusionUnit(embed_dim, norm=False, identity_init=True, **where)
+        self.norm = nn.LayerNorm(embed_dim, **where)
+        self.projections = make_projections(declared, embed_dim, **where)
         self.position_dropout = nn.Dropout(dropout)
 
     @override
@@ -162,15 +154,13 @@ class FusionAdapter(nn.Module):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device is wrong.
         """
-        mask = self._check(hidden, mask)
+        dim, declared, like = self.embed_dim, self.modalities, self.norm.weight
+        expect_tensor(OWNER, "hidden", hidden)
+        expect_shape(OWNER, "hidden", hidden, {"batch": None, "time": None, "dim": dim})
+        here = check_features(OWNER, "hidden", hidden, "mask", mask, dim=dim, batch=None, like=like)
+        mask, batch = cast(Arrival, here).mask, hidden.shape[0]
         arrivals = check_call(
-            OWNER,
-            features,
-            masks,
-            present,
-            declared=self.modalities,
-            like=self.norm.weight,
-            batch=hidden.shape[0],
+            OWNER, features, masks, present, declared=declared, like=like, batch=batch
         )
         received = project_all(self.projections, arrivals)
         # Padding is filled before anything reads it, and put back as it was.
@@ -199,14 +189,3 @@ class FusionAdapter(nn.Module):
         pooled = masked_mean(update, readable)
         fused = self.unit(state, enriched + pooled.unsqueeze(1))
         return torch.where(part.present[:, None, None], fused, state)
-
-    def _check(self, hidden: Tensor, mask: Tensor | None) -> Tensor | None:
-        expect_tensor(OWNER, "hidden", hidden)
-        axes = {"batch": None, "time": None, "dim": self.embed_dim}
-        expect_shape(OWNER, "hidden", hidden, axes)
-        expect_steps(OWNER, "hidden", hidden)
-        expect_floating(OWNER, "hidden", hidden, self.norm.weight)
-        if mask is None:
-            return None
-        batch, time, _ = hidden.shape
-        return none_if_full(as_mask(OWNER, "mask", mask, hidden.device, batch=batch, time=time))

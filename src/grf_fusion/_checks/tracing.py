@@ -88,15 +88,16 @@ def is_untouched(*modules: nn.Module) -> bool:
     not count, as in PyTorch's own fast paths: `FlopCounterMode` has some, and would see other work.
     """
     # A pre-hook may be weight_norm's, which sets the weight. While tracing that is all that counts.
-    names = FORWARD_HOOKS if torch.compiler.is_compiling() else (*FORWARD_HOOKS, *BACKWARD_HOOKS)
+    tracing = torch.compiler.is_compiling()
+    names = FORWARD_HOOKS if tracing else (*FORWARD_HOOKS, *BACKWARD_HOOKS)
     for module in modules:
         for name in names:
             if getattr(module, name, True):
                 return False
-        if torch.compiler.is_compiling():
-            continue
         # `module.compile()` sets `_compiled_call_impl`.
-        if "forward" in vars(module) or getattr(module, "_compiled_call_impl", True):
+        if not tracing and (
+            "forward" in vars(module) or getattr(module, "_compiled_call_impl", True)
+        ):
             return False
     return True
 
@@ -106,16 +107,15 @@ def forward_hooks(module: nn.Module) -> list[object]:
     return list(cast("dict[int, object]", getattr(module, "_forward_hooks", {})).values())
 
 
-def has_bias(*projections: nn.Linear) -> bool:
-    """Whether nobody has put layers without a bias in their place."""
-    return all(cast("Tensor | None", projection.bias) is not None for projection in projections)
+def has_bias(projection: nn.Linear) -> bool:
+    """Whether it has a bias; somebody may have put another layer in its place."""
+    return cast("Tensor | None", projection.bias) is not None
 
 
-def softmax_backward(gradient: Tensor, weights: Tensor, *, out: Tensor) -> None:
+def softmax_backward(gradient: Tensor, weights: Tensor, *, out: Tensor) -> Tensor:
     """Write the gradient of the scores, from that of their softmax along the last axis."""
     fused = getattr(getattr(torch.ops.aten, "_softmax_backward_data", None), "out", None)
-    if fused is None:
-        torch.mul(gradient, weights, out=out)
-        torch.addcmul(out, weights, out.sum(dim=-1, keepdim=True), value=-1.0, out=out)
-    else:
-        fused(gradient, weights, -1, weights.dtype, grad_input=out)
+    if fused is not None:
+        return cast(Tensor, fused(gradient, weights, -1, weights.dtype, grad_input=out))
+    torch.mul(gradient, weights, out=out)
+    return torch.addcmul(out, weights, out.sum(dim=-1, keepdim=True), value=-1.0, out=out)

@@ -21,32 +21,35 @@ from grf_fusion._cpu.formula import Formula
 DENSE = torch.contiguous_format
 
 
-class Piece(NamedTuple):
-    """Samples of equal lengths that lie one after the other in the rows.
+class Group(NamedTuple):
+    """Samples that lie one after the other in the rows, with equally many rows each.
 
     Attributes:
         samples: How many.
-        queries: Where the rows of their queries start and end.
-        keys: Where the rows of their keys and values start and end.
-        allowed: ``(samples, 1, 1, keys)`` bool: keys that are read, some of each sample; ``None``
-            for all.
+        rows: Where their rows start and end.
+        allowed: ``(samples, 1, 1, time)`` bool: steps that may be read, ``None`` for all; of a
+            sample without a real step all, so that no softmax runs over nothing.
     """
 
     samples: int
-    queries: tuple[int, int]
-    keys: tuple[int, int]
+    rows: tuple[int, int]
     allowed: Tensor | None
 
-    def by_head(self, q: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and the like as ``(samples heads, time, head_dim)``."""
-        spans_of = (self.queries, *(self.keys for _ in others))
-        return tuple(
-            _unflatten(x[start:end], self.samples).transpose(1, 2).flatten(0, 1)
-            for x, (start, end) in zip((q, *others), spans_of, strict=True)
-        )
+    def cut(self, rows: Tensor) -> Tensor:
+        """Return their rows as ``(samples, time, ...)``."""
+        start, end = self.rows
+        return _unflatten(rows[start:end], self.samples)
+
+    def by_head(self, rows: Tensor) -> Tensor:
+        """Return their rows as ``(samples heads, time, head_dim)``."""
+        return self.cut(rows).transpose(1, 2).flatten(0, 1)
+
+    def write(self, by_head: Tensor, rows: Tensor) -> None:
+        """Put back into the rows what has the shape of `by_head`."""
+        self.cut(rows).copy_(_unflatten(by_head, self.samples).transpose(1, 2))
 
     def bias(self, like: Tensor) -> Tensor | None:
-        """Return what is added to the scores, ``(samples heads, 1, keys)``."""
+        """Return what is added to the scores of these keys, ``(samples heads, 1, time)``."""
         if self.allowed is None:
             return None
         heads = like.shape[1]
@@ -54,16 +57,16 @@ class Piece(NamedTuple):
         return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
 
 
+# Queries and keys of the same samples.
+Piece = tuple[Group, Group]
+
+
 def attend_with_dropout(
     q: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...], dropout: float
 ) -> Tensor:
     """Return ``dropout(softmax(q k^T / sqrt(head_dim))) v`` of each sample.
 
-    The pieces name every row, in order.
-
-    Shape:
-        - q, output: ``(rows, heads, head_dim)``
-        - k, v: ``(other rows, heads, head_dim)``
+    All are ``(rows, heads, head_dim)``. The pieces name every row, in order.
     """
     return _Attention.call(q, k, v, Plan(pieces, dropout, draw_seed()))
 
@@ -84,16 +87,14 @@ class _Attention(Formula):
         ctx.plan = plan
         keep = DropoutMask(plan.dropout, plan.seed)
         out = torch.empty_like(q, memory_format=DENSE)
-        for piece in plan.pieces:
-            query, key, value = piece.by_head(q, k, v)
-            query, read = query * q.shape[-1] ** -0.5, torch.empty_like(query, memory_format=DENSE)
-            bias = piece.bias(q)
-            score, weight, kept = _tile_buffers(3, query, key)
-            for heads, rows in _tiles(query, key):
-                w = _weigh(query[heads, rows], key[heads], bias, heads, (score, weight))
-                w.mul_(keep.fill(_shaped(kept, w)))
-                torch.bmm(w, value[heads], out=read[heads, rows])
-            _write(read, piece.samples, piece.queries, out)
+        for queries, keys in plan.pieces:
+            key, value, bias = keys.by_head(k), keys.by_head(v), keys.bias(q)
+            query = queries.by_head(q) * q.shape[-1] ** -0.5
+            read = torch.empty_like(query, memory_format=DENSE)
+            for tile in _tiles(query, key, keep):
+                weights = tile.weigh(query, key, bias).mul_(tile.kept)
+                torch.bmm(weights, value[tile.heads], out=read[tile.heads, tile.rows])
+            queries.write(read, out)
         return out.mul_(keep.scale)
 
     @override
@@ -107,28 +108,24 @@ class _Attention(Formula):
         q, k, v = saved
         keep, scale = DropoutMask(plan.dropout, plan.seed), q.shape[-1] ** -0.5
         dq, dk, dv = (torch.empty_like(x, memory_format=DENSE) for x in saved)
-        for piece in plan.pieces:
-            query, key, value = piece.by_head(q, k, v)
-            (upper,) = piece.by_head(gradient)
-            query, upper = query * scale, upper * keep.scale
+        for queries, keys in plan.pieces:
+            key, value, bias = keys.by_head(k), keys.by_head(v), keys.bias(q)
+            query, upper = queries.by_head(q) * scale, queries.by_head(gradient) * keep.scale
             of_query = torch.empty_like(query, memory_format=DENSE)
             of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
-            bias = piece.bias(q)
-            score, weight, kept, back = _tile_buffers(4, query, key)
-            for heads, rows in _tiles(query, key):
-                w = _weigh(query[heads, rows], key[heads], bias, heads, (score, weight))
-                mask = keep.fill(_shaped(kept, w))
-                of_w = _shaped(back, w)
-                torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_w)
-                of_w.mul_(mask)
-                of_value[heads].baddbmm_(mask.mul_(w).transpose(1, 2), upper[heads, rows])
-                of_score = _shaped(score, w)
-                softmax_backward(of_w, w, out=of_score)
-                torch.bmm(of_score, key[heads], out=of_query[heads, rows])
-                of_key[heads].baddbmm_(of_score.transpose(1, 2), query[heads, rows])
-            _write(of_query.mul_(scale), piece.samples, piece.queries, dq)
-            _write(of_key, piece.samples, piece.keys, dk)
-            _write(of_value, piece.samples, piece.keys, dv)
+            for tile in _tiles(query, key, keep):
+                # Scores and what is kept are needed once each: their buffers hold gradients then.
+                heads, rows, kept, of_weights, _ = tile
+                weights = tile.weigh(query, key, bias)
+                torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_weights)
+                of_weights.mul_(kept)
+                of_value[heads].baddbmm_(kept.mul_(weights).transpose(1, 2), upper[heads, rows])
+                of_scores = softmax_backward(of_weights, weights, out=kept)
+                torch.bmm(of_scores, key[heads], out=of_query[heads, rows])
+                of_key[heads].baddbmm_(of_scores.transpose(1, 2), query[heads, rows])
+            queries.write(of_query.mul_(scale), dq)
+            keys.write(of_key, dk)
+            keys.write(of_value, dv)
         return dq, dk, dv, None
 
 
@@ -147,64 +144,57 @@ def _differentiable_gradients(
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     keep = DropoutMask(plan.dropout, plan.seed)
-    read = torch.zeros_like(q)
-    for piece in plan.pieces:
-        query, key, value = piece.by_head(q, k, v)
+    read: list[Tensor] = []
+    for queries, keys in plan.pieces:
+        query, key, value, bias = queries.by_head(q), keys.by_head(k), keys.by_head(v), keys.bias(q)
         scores = query @ key.transpose(1, 2) * q.shape[-1] ** -0.5
         kept = torch.empty_like(scores)
-        for heads, rows in _tiles(query, key):
-            tile = kept[heads, rows]
-            tile.copy_(keep.fill(torch.empty_like(tile, memory_format=DENSE)))
-        bias = piece.bias(q)
+        for tile in _tiles(query, key, keep):
+            kept[tile.heads, tile.rows] = tile.kept
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         of_piece = (weights * kept.detach() * keep.scale) @ value
-        of_piece = _unflatten(of_piece, piece.samples).transpose(1, 2).flatten(0, 1)
-        place = torch.arange(*piece.queries, device=q.device)
-        read = read.index_copy(0, place, of_piece)
-    return read
+        read.append(_unflatten(of_piece, queries.samples).transpose(1, 2).flatten(0, 1))
+    return torch.cat(read)
 
 
-def _write(by_head: Tensor, samples: int, span: tuple[int, int], rows: Tensor) -> None:
-    place, heads = _unflatten(rows[slice(*span)], samples), _unflatten(by_head, samples)
-    place.copy_(heads.transpose(1, 2))
+class _Tile(NamedTuple):
+    """Some of the scores of a piece.
+
+    Attributes:
+        heads: Which heads of its samples.
+        rows: Which queries of each.
+        kept: 1 where dropout keeps a weight, and 0 where it drops it.
+        scores: A buffer, of the shape of ``kept``.
+        weights: Another one.
+    """
+
+    heads: slice
+    rows: slice
+    kept: Tensor
+    scores: Tensor
+    weights: Tensor
+
+    def weigh(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the softmax of the scores; both buffers are overwritten."""
+        keys = key[self.heads].transpose(1, 2)
+        torch.bmm(query[self.heads, self.rows], keys, out=self.scores)
+        if bias is not None:
+            self.scores.add_(bias[self.heads])
+        return torch.softmax(self.scores, dim=-1, out=self.weights)
+
+
+def _tiles(query: Tensor, key: Tensor, keep: DropoutMask) -> Iterator[_Tile]:
+    """Cut the scores into tiles, of several heads only with all their rows, in the same buffers."""
+    (number, rows, _), columns = query.shape, key.shape[1]
+    heads, height = max(1, TILE // (rows * columns)), min(rows, max(1, TILE // columns))
+    size = min(number, heads) * height * columns
+    buffers = [query.new_empty(size) for _ in range(3)]
+    for a, b in spans(number, heads):
+        for i, j in spans(rows, height):
+            shape = (b - a, j - i, columns)
+            kept, scores, weights = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+            yield _Tile(slice(a, b), slice(i, j), keep.fill(kept), scores, weights)
 
 
 def _unflatten(rows: Tensor, samples: int) -> Tensor:
     return rows.view(samples, -1, *rows.shape[1:])
-
-
-def _tiles(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Cut the scores into heads and rows of queries."""
-    number, rows, columns = len(query), query.shape[1], key.shape[1]
-    heads, height = _tile_size(rows, columns)
-    for a, b in spans(number, heads):
-        for i, j in spans(rows, height):
-            yield slice(a, b), slice(i, j)
-
-
-def _tile_size(rows: int, columns: int) -> tuple[int, int]:
-    """Return how many heads and rows of queries fit: several heads only with all their rows."""
-    if rows * columns <= TILE:
-        return TILE // (rows * columns), rows
-    return 1, max(1, TILE // columns)
-
-
-def _tile_buffers(number: int, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-    heads, rows = _tile_size(query.shape[1], key.shape[1])
-    size = min(len(query), heads) * rows * key.shape[1]
-    return tuple(query.new_empty(size) for _ in range(number))
-
-
-def _shaped(buffer: Tensor, like: Tensor) -> Tensor:
-    return buffer[: like.numel()].view(like.shape)
-
-
-def _weigh(
-    query: Tensor, key: Tensor, bias: Tensor | None, heads: slice, buffers: tuple[Tensor, Tensor]
-) -> Tensor:
-    shape = (*query.shape[:2], key.shape[1])
-    score, weight = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-    torch.bmm(query, key.transpose(1, 2), out=score)
-    if bias is not None:
-        score.add_(bias[heads])
-    return torch.softmax(score, dim=-1, out=weight)

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from grf_fusion._checks.tracing import is_captured, is_plain_call
 from grf_fusion._cpu.dropout import FEW
-from grf_fusion._cpu.dropped_attention import Piece, attend_with_dropout
-from grf_fusion._cpu.rows import Rows, attend_rows, lay_out_rows, worth_rows
+from grf_fusion._cpu.dropped_attention import Group, attend_with_dropout
+from grf_fusion._cpu.rows import Rows, attend_dense, attend_rows, lay_out_rows, scatter, worth_rows
 from grf_fusion._inputs.masks import fill_masked, unmask_empty
 
 # A call of the attention kernel costs as much as this number of short padded steps, of steps in a
@@ -40,26 +39,12 @@ class Padded(NamedTuple):
         return values.expand(-1, rows.shape[1], *values.shape[2:])
 
 
-class Group(NamedTuple):
-    """Samples of similar length, their real steps first and padded to the longest.
-
-    Attributes:
-        samples: How many.
-        rows: Where their rows start and end.
-        allowed: ``(samples, 1, 1, time)`` bool: steps that may be read, ``None`` for all; of a
-            sample without a real step all, so that no softmax runs over nothing.
-    """
-
-    samples: int
-    rows: tuple[int, int]
-    allowed: Tensor | None
-
-
 class Packed(NamedTuple):
     """Real steps and little else as rows ``(rows, dim)``, in groups of samples.
 
     Attributes:
-        groups: Where each group of samples lies; the same samples in whatever is packed together.
+        groups: Where samples of similar length lie, real steps first and padded to the longest; the
+            same samples in whatever is packed together.
         place: ``(rows,)``: where each row stands in ``(batch time)``.
         sample: ``(rows,)``: the sample of each row.
         padding: ``(rows,)`` bool: rows that are no real steps.
@@ -81,10 +66,8 @@ class Packed(NamedTuple):
 
     def unpack(self, rows: Tensor) -> Tensor:
         """Return ``(batch, time, dim)`` with 0 in padding."""
-        batch, time = self.shape
-        steps = rows.new_zeros(batch * time, *rows.shape[1:])
         rows = rows.masked_fill(self.padding.unsqueeze(-1), 0.0)
-        return steps.index_copy(0, self.place, rows).reshape(batch, time, *rows.shape[1:])
+        return scatter(rows, self.place, self.shape)
 
     def spread(self, values: Tensor, _rows: Tensor) -> Tensor:
         """Give each row the value of its sample, ``(batch, 1, ...)``."""
@@ -110,36 +93,27 @@ def attend(
     allowed = None if mask is None else unmask_empty(mask)[:, None, None, :]
     if dropout > 0.0 and is_plain_call(q, fewest=FEW):
         rows, others = (x.shape[0] * x.shape[1] for x in (q, k))
-        piece = Piece(len(q), (0, rows), (0, others), allowed)
+        piece = Group(len(q), (0, rows), None), Group(len(q), (0, others), allowed)
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))
         read = attend_with_dropout(flat_q, flat_k, flat_v, (piece,), dropout).view(q.shape)
     else:
         if allowed is not None and torch.compiler.is_compiling():
             # ONNX's own attention, of opset 23, takes no mask that is broadcast over the queries.
             allowed = allowed.expand(-1, 1, q.shape[1], -1)
-        read = _attend(q, k, v, allowed, dropout)
+        read = attend_dense(q, k, v, allowed, dropout)
     return read if mask is None else read.masked_fill(~mask.any(dim=-1)[:, None, None, None], 0.0)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
-    return read.transpose(1, 2)
 
 
 def _attend_packed(
     q: Tensor, k: Tensor, v: Tensor, queries: Packed, keys: Packed, *, dropout: float
 ) -> Tensor:
     if dropout > 0.0 and is_plain_call(q):
-        pieces = tuple(
-            Piece(query.samples, query.rows, key.rows, key.allowed)
-            for query, key in zip(queries.groups, keys.groups, strict=True)
-        )
+        pieces = tuple(zip(queries.groups, keys.groups, strict=True))
         read = attend_with_dropout(q, k, v, pieces, dropout)
     else:
         # Split at once: the gradient of a slice is as large as what it was cut from.
         cut = zip(_split(q, queries), _split(k, keys), _split(v, keys), keys.groups, strict=True)
-        groups = [_attend(a, b, c, group.allowed, dropout) for a, b, c, group in cut]
+        groups = [attend_dense(a, b, c, group.allowed, dropout) for a, b, c, group in cut]
         read = torch.cat([group.flatten(0, 1) for group in groups])
     if keys.empty is None:
         return read
@@ -195,11 +169,7 @@ def _group(lengths: list[tuple[int, ...]]) -> Iterator[list[int]]:
 
 
 def _place(
-    shape: Sequence[int],
-    mask: Tensor | None,
-    count: Tensor,
-    order: Tensor,
-    lengths: list[list[int]],
+    shape: torch.Size, mask: Tensor | None, count: Tensor, order: Tensor, lengths: list[list[int]]
 ) -> Packed:
     """Lay out one sequence, whose ``lengths`` are in groups and in ``order``."""
     batch, time = shape
@@ -250,10 +220,8 @@ def worth_packing(
     given = [mask for mask in masks if mask is not None]
     if given and is_captured(given[0].device):
         return False
-    if packing != "auto":
-        return packing
-    if not given:
-        return False
+    if not given or packing != "auto":
+        return packing is True
     if not groups_samples(given[0].device):
         return worth_rows(given, width, share=WORTH_PACKING)
     real = sum(int(mask.sum()) for mask in given)

@@ -46,7 +46,5 @@ class RealSteps(NamedTuple):
 
 def find_real_steps(mask: Tensor) -> RealSteps:
     """Return where the real steps of a mask ``(batch, time)`` lie; reads its values."""
-    time = mask.shape[1]
-    place = mask.flatten().nonzero().squeeze(1)
-    sample = torch.div(place, time, rounding_mode="floor")
-    return RealSteps(place, sample, place - sample * time, mask.sum(dim=1, keepdim=True))
+    sample, step = mask.nonzero(as_tuple=True)
+    return RealSteps(sample * mask.shape[1] + step, sample, step, mask.sum(dim=1, keepdim=True))

@@ -49,24 +49,23 @@ class Rows(NamedTuple):
 
     def pack(self, steps: Tensor) -> Tensor:
         """Return the rows."""
-        steps = steps.flatten(0, 1)
+        if is_transformed():
+            return steps.flatten(0, 1).index_select(0, self.place)
         # The gradient of `index_select` adds row after row, although no two meet.
-        return steps.index_select(0, self.place) if is_transformed() else _pack(steps, self.place)
+        return _Pack.call(steps, self.place)
 
     def unpack(self, rows: Tensor) -> Tensor:
         """Return ``(batch, time, dim)`` with 0 in padding."""
-        batch, time = self.shape
         if self.mask is not None:
             real = self.mask.flatten().index_select(0, self.place)
             rows = rows.masked_fill(~real.reshape(-1, *[1] * (rows.ndim - 1)), 0.0)
-        return _scatter(rows, self.place, batch * time).reshape(batch, time, *rows.shape[1:])
+        return scatter(rows, self.place, self.shape)
 
     def spread(self, values: Tensor, _rows: Tensor) -> Tensor:
         """Give each row the value of its sample, ``(batch, 1, ...)``."""
         if is_transformed():
             return values.squeeze(1).index_select(0, self.sample)
-        batch, time = self.shape
-        return _Spread.call(values, self.sample, self.place, batch, time)
+        return _Spread.call(values, self.sample, self.place, self.shape)
 
 
 class _Pack(Formula):
@@ -74,17 +73,14 @@ class _Pack(Formula):
     @staticmethod
     def forward(ctx: Any, steps: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(place)
-        ctx.size = len(steps)
-        return steps.index_select(0, place)
+        ctx.shape = steps.shape[:2]
+        return steps.flatten(0, 1).index_select(0, place)
 
     @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (place,) = ctx.saved_tensors
-        return _scatter(gradients[0], place, ctx.size), None
-
-
-_pack = _Pack.call
+        return scatter(gradients[0], place, ctx.shape), None
 
 
 class _Spread(Formula):
@@ -93,26 +89,25 @@ class _Spread(Formula):
     @override
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, sample: Tensor, place: Tensor, batch: int, time: int
+        ctx: Any, values: Tensor, sample: Tensor, place: Tensor, shape: tuple[int, int]
     ) -> Tensor:
         ctx.save_for_backward(place)
-        ctx.shape = batch, time
+        ctx.shape = shape
         return values.squeeze(1).index_select(0, sample)
 
     @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (place,) = ctx.saved_tensors
-        batch, time = ctx.shape
-        gradient = gradients[0]
-        steps = _scatter(gradient, place, batch * time)
-        steps = steps.reshape(batch, time, *gradient.shape[1:])
-        return steps.sum(dim=1, keepdim=True), None, None, None, None
+        steps = scatter(gradients[0], place, ctx.shape)
+        return steps.sum(dim=1, keepdim=True), None, None, None
 
 
-def _scatter(rows: Tensor, place: Tensor, size: int) -> Tensor:
-    steps = rows.new_zeros(size, *rows.shape[1:])
-    return steps.index_copy_(0, place, rows)
+def scatter(rows: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Put rows in their place in ``(batch, time, ...)``, with 0 elsewhere."""
+    batch, time = shape
+    steps = rows.new_zeros(batch * time, *rows.shape[1:]).index_copy_(0, place, rows)
+    return steps.reshape(batch, time, *rows.shape[1:])
 
 
 def attend_rows(
@@ -138,8 +133,12 @@ def _attend_padded(q: Tensor, k: Tensor, v: Tensor, keys: Rows, dropout: float) 
     if mask is None:
         mask = torch.zeros(batch * time, dtype=torch.bool, device=k.device)
         mask = mask.index_fill_(0, keys.place, True).view(batch, time)  # noqa: FBT003
-    allowed = unmask_empty(mask)[:, None, None, :]
-    q, k, v = (steps.transpose(1, 2) for steps in (q, k, v))
+    return attend_dense(q, k, v, unmask_empty(mask)[:, None, None, :], dropout)
+
+
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
+    """Attend with PyTorch's kernel, for queries and keys ``(batch, time, heads, head_dim)``."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
     return read.transpose(1, 2)
 
@@ -202,11 +201,11 @@ def worth_rows(masks: Sequence[Tensor], width: int, *, share: float) -> bool:
 
     The masks are on a device that must not be waited for; a step holds ``width`` numbers.
     """
-    known = [known_lengths(mask) for mask in masks]
     real = 0
-    for lengths in known:
-        if lengths is None:
+    for mask in masks:
+        known = known_lengths(mask)
+        if known is None:
             return False
-        real += sum(lengths.host)
+        real += sum(known.host)
     steps = sum(mask.numel() for mask in masks)
     return real < (1 - share) * steps and (steps - real) * width >= WORTH_LAUNCHES

@@ -9,8 +9,9 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from grf_fusion._checks.options import Where
 from grf_fusion._checks.tracing import has_bias, is_plain
 from grf_fusion._cpu.dropout import FEW
 from grf_fusion._cpu.layout import Layout, Padded, attend
@@ -50,36 +51,24 @@ class OneKeyAttention(nn.Module):
     out_proj: nn.Linear
 
     def __init__(
-        self,
-        embed_dim: int,
-        *,
-        num_heads: int,
-        dropout: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        self, embed_dim: int, *, num_heads: int, dropout: float, **where: Unpack[Where]
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.head_dim = embed_dim // num_heads
-        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, **where)
 
     @override
     def forward(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        queries: Layout,
-        keys: Padded,
-        *,
-        need_weights: bool,
+        self, query: Tensor, memory: Tensor, queries: Layout, keys: Padded, *, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from every row of ``query``, as `Attention` does."""
         value = keys.unpack(self.v_proj(memory))
         weights = None
         if need_weights:
-            shape = (value.shape[0], value.shape[-1] // self.head_dim, query.shape[1], 1)
-            weights = value.new_ones(shape)
+            heads = value.shape[-1] // self.head_dim
+            weights = value.new_ones(value.shape[0], heads, query.shape[1], 1)
             if keys.mask is not None:
                 weights = weights.masked_fill(~keys.mask[:, None, None, :], 0.0)
         return spread_value(self, value, query, queries), weights
@@ -100,31 +89,19 @@ class Attention(nn.Module):
     out_proj: nn.Linear
 
     def __init__(
-        self,
-        embed_dim: int,
-        *,
-        num_heads: int,
-        dropout: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        self, embed_dim: int, *, num_heads: int, dropout: float, **where: Unpack[Where]
     ) -> None:
         super().__init__()
         self.dropout = dropout
         self.head_dim = embed_dim // num_heads
-        self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False, device=device, dtype=dtype)
-        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.q_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, bias=False, **where)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, **where)
 
     @override
     def forward(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        queries: Layout,
-        keys: Layout,
-        *,
-        need_weights: bool,
+        self, query: Tensor, memory: Tensor, queries: Layout, keys: Layout, *, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from each query to the real steps of the memory; without any, the result is 0.
 
@@ -135,7 +112,11 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if isinstance(keys, Padded) and not need_weights:
             if keys.one_step:
-                value = keys.unpack(self.v_proj(memory)) + self._zero_of_unused(query)
+                # The parameters that a single key makes irrelevant stay in the graph: a sum over no
+                # rows reads nothing and has zero gradients.
+                nothing = query[:0]
+                zero = self.q_proj(nothing).sum() + self.k_proj(nothing).sum()
+                value = keys.unpack(self.v_proj(memory)) + zero
                 return spread_value(self, value, query, queries), None
             foldable = queries.one_step and _worth_joining(memory, self.k_proj, self.v_proj)
             if foldable and has_bias(self.v_proj) and not has_bias(self.k_proj):
@@ -143,7 +124,9 @@ class Attention(nn.Module):
         parts = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (split_heads(x, self.head_dim) for x in project(query, memory, *parts))
         if need_weights and isinstance(keys, Padded):
-            read, weights = self._read_with_weights(q, k, v, keys.mask)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            weights = attention_weights(q, k, keys.mask, self.head_dim)
+            read = (F.dropout(weights, self.dropout, self.training) @ v).transpose(1, 2)
         else:
             read, weights = attend(q, k, v, queries, keys, dropout=dropout), None
         return self.out_proj(read.flatten(-2)), weights
@@ -160,29 +143,12 @@ class Attention(nn.Module):
             for projection in (self.k_proj, self.v_proj)
         )
         q = split_heads(self.q_proj(query), self.head_dim).squeeze(1)
-        weights = attention_weights(
-            torch.einsum("bhe,hed->bhd", q, w_k), memory, mask, self.head_dim
-        )
+        q = torch.einsum("bhe,hed->bhd", q, w_k)
+        weights = attention_weights(q, memory, mask, self.head_dim)
         weights = F.dropout(weights, self.dropout, self.training)
         read = torch.einsum("bhd,hed->bhe", weights @ memory, w_v)
         bias = self.v_proj.bias.reshape(-1, self.head_dim)
         return (read + weights.sum(dim=-1, keepdim=True) * bias).flatten(1).unsqueeze(1)
-
-    def _read_with_weights(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        weights = attention_weights(q, k, mask, self.head_dim)
-        read = F.dropout(weights, self.dropout, self.training) @ v
-        return read.transpose(1, 2), weights
-
-    def _zero_of_unused(self, query: Tensor) -> Tensor:
-        """Return 0, computed from the parameters that a single key makes irrelevant.
-
-        They thereby stay in the graph. A sum over no rows reads nothing and has zero gradients.
-        """
-        nothing = query[:0]
-        return self.q_proj(nothing).sum() + self.k_proj(nothing).sum()
 
 
 def project(
@@ -203,8 +169,8 @@ def project(
 
 def _worth_joining(memory: Tensor, *projections: nn.Linear) -> bool:
     """Return whether rearranging the products is faster than computing them, in eager mode."""
-    few = not torch.compiler.is_compiling() and memory.numel() < FEW
-    return not few and is_plain(*projections)
+    many = torch.compiler.is_compiling() or memory.numel() >= FEW
+    return many and is_plain(*projections)
 
 
 def spread_value(
@@ -216,8 +182,7 @@ def spread_value(
     """
     if not attention.training or attention.dropout == 0.0:
         return queries.spread(attention.out_proj(value), query)
-    value = queries.spread(value, query)
-    value = split_heads(value, attention.head_dim)
+    value = split_heads(queries.spread(value, query), attention.head_dim)
     weights = F.dropout(torch.ones_like(value[..., :1]), attention.dropout)
     return attention.out_proj((weights * value).flatten(-2))
 
@@ -230,11 +195,8 @@ def split_heads(rows: Tensor, head_dim: int) -> Tensor:
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
     """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 if no key is real.
 
-    Shape:
-        - q: ``(batch, ..., queries, dim)``
-        - k: ``(batch, ..., keys, dim)``
-        - mask: ``(batch, keys)``
-        - output: ``(batch, ..., queries, keys)``
+    Of ``(batch, ..., queries, dim)``, ``(batch, ..., keys, dim)`` and a mask ``(batch, keys)`` they
+    are ``(batch, ..., queries, keys)``.
     """
     scores = q @ k.transpose(-2, -1) * head_dim**-0.5
     if mask is None:

@@ -1,23 +1,23 @@
 """Symmetric cross-attention: context and modality enrich each other."""
 
+from functools import partial
 from typing import Literal, TypeGuard, cast, overload
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import (
-    expect_floating,
-    expect_shape,
-    expect_steps,
-    expect_tensor,
-)
+from grf_fusion._checks.arguments import expect_shape, expect_tensor
 from grf_fusion._checks.tracing import can_read, is_untouched
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.masks import as_mask, fill_masked, none_if_full, unmask_empty
+from grf_fusion._inputs.call import Arrival, check_features
+from grf_fusion._inputs.masks import fill_masked, none_if_full, unmask_empty
 from grf_fusion._layers.attention import AttentionWeights
 from grf_fusion._layers.decoder import DecoderLayer, run_layers
 from grf_fusion._layers.options import OWNER, BlockOptions
+
+# Real steps of the context and of the modality.
+Masks = tuple[Tensor | None, Tensor | None]
 
 
 class SymmetricCrossAttentionBlock(nn.Module):
@@ -196,10 +196,22 @@ class SymmetricCrossAttentionBlock(nn.Module):
         Raises:
             ShapeError: If a shape, mask, dtype or device is wrong.
         """
-        masks = self._check(context, modality, context_mask, modality_mask)
-        packed = not need_weights and _packs(self, context, *masks)
+        weight = next(self.parameters())
+        expect_tensor(OWNER, "context", context)
+        expect_tensor(OWNER, "modality", modality)
+        hint = " With pooled_context=True the context is one step." if self.pooled_context else ""
+        axes = {"batch": None, "time": 1 if self.pooled_context else None, "dim": self.embed_dim}
+        expect_shape(OWNER, "context", context, axes, hint)
+        axes = {"batch": context.shape[0], "time": None, "dim": self.embed_dim}
+        expect_shape(OWNER, "modality", modality, axes)
+        check = partial(check_features, OWNER, dim=self.embed_dim, batch=None, like=weight)
+        masks = (
+            cast(Arrival, check("context", context, "context_mask", context_mask)).mask,
+            cast(Arrival, check("modality", modality, "modality_mask", modality_mask)).mask,
+        )
+        packed = not need_weights and _packs(self, context, masks)
         enriched = _forward(
-            self, context, modality, *masks, packed=packed, need_weights=need_weights
+            self, context, modality, masks, packed=packed, need_weights=need_weights
         )
         return enriched if need_weights else enriched[:2]
 
@@ -210,38 +222,6 @@ class SymmetricCrossAttentionBlock(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, "
             f"pooled_context={self.pooled_context}"
         )
-
-    def _check(
-        self,
-        context: Tensor,
-        modality: Tensor,
-        context_mask: Tensor | None,
-        modality_mask: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        owner, weight = OWNER, next(self.parameters())
-        steps = 1 if self.pooled_context else None
-        expect_tensor(owner, "context", context)
-        expect_tensor(owner, "modality", modality)
-        hint = " With pooled_context=True the context is one step." if self.pooled_context else ""
-        axes = {"batch": None, "time": steps, "dim": self.embed_dim}
-        expect_shape(owner, "context", context, axes, hint)
-        batch = context.shape[0]
-        axes = {"batch": batch, "time": None, "dim": self.embed_dim}
-        expect_shape(owner, "modality", modality, axes)
-        expect_steps(owner, "context", context)
-        expect_steps(owner, "modality", modality)
-        expect_floating(owner, "context", context, weight)
-        expect_floating(owner, "modality", modality, weight)
-
-        if context_mask is not None:
-            axes = {"batch": batch, "time": context.shape[1]}
-            context_mask = as_mask(owner, "context_mask", context_mask, context.device, **axes)
-            context_mask = none_if_full(context_mask)
-        if modality_mask is not None:
-            axes = {"batch": batch, "time": modality.shape[1]}
-            modality_mask = as_mask(owner, "modality_mask", modality_mask, context.device, **axes)
-            modality_mask = none_if_full(modality_mask)
-        return context_mask, modality_mask
 
 
 def enrich(
@@ -262,12 +242,13 @@ def enrich(
     packed = False
     if isinstance(block, SymmetricCrossAttentionBlock):
         context_mask = none_if_full(context_mask)
-        packed = _packs(block, context, context_mask, modality_mask)
+        packed = _packs(block, context, (context_mask, modality_mask))
     if not packed:
         context_mask = None if context_mask is None else unmask_empty(context_mask)
         modality_mask = padded_mask
     if is_own_block(block, context):
-        return _forward(block, context, modality, context_mask, modality_mask, packed=packed)[:2]
+        masks = context_mask, modality_mask
+        return _forward(block, context, modality, masks, packed=packed)[:2]
     return block(context, modality, context_mask=context_mask, modality_mask=modality_mask)
 
 
@@ -286,31 +267,26 @@ def is_own_block(block: nn.Module, context: Tensor) -> TypeGuard[SymmetricCrossA
     return fits and same and is_untouched(block)
 
 
-def _packs(
-    block: SymmetricCrossAttentionBlock,
-    context: Tensor,
-    context_mask: Tensor | None,
-    modality_mask: Tensor | None,
-) -> bool:
+def _packs(block: SymmetricCrossAttentionBlock, context: Tensor, masks: Masks) -> bool:
     """Whether a call skips padded steps; it depends on data, so never while tracing."""
     if torch.compiler.is_compiling() or context.is_meta:
         return False
-    masks = (modality_mask,) if context.shape[1] == 1 else (context_mask, modality_mask)
-    if not all(mask is None or can_read(mask) for mask in masks):
+    read = masks[1:] if context.shape[1] == 1 else masks
+    if not all(mask is None or can_read(mask) for mask in read):
         return False
-    return worth_packing(masks, packing=block.packing, width=block.embed_dim)
+    return worth_packing(read, packing=block.packing, width=block.embed_dim)
 
 
 def _forward(
     block: SymmetricCrossAttentionBlock,
     context: Tensor,
     modality: Tensor,
-    context_mask: Tensor | None,
-    modality_mask: Tensor | None,
+    masks: Masks,
     *,
     packed: bool,
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor, AttentionWeights]:
+    context_mask, modality_mask = masks
     context = fill_masked(context, context_mask)
     modality = fill_masked(modality, modality_mask)
     # While tracing only what is so by construction is known.
@@ -319,17 +295,14 @@ def _forward(
     context_steps: Layout = Padded(context_mask, one_step=one_step)
     modality_steps: Layout = Padded(modality_mask)
     memory, memory_steps = modality, modality_steps
-    if packed:
-        if one_step:
-            # One query reads the modality where it lies; many read its rows.
-            (modality_steps,) = lay_out([modality], [modality_mask])
-            modality = modality_steps.pack(modality)
-        else:
-            modality_steps, context_steps = lay_out(
-                [modality, context], [modality_mask, context_mask]
-            )
-            modality, context = modality_steps.pack(modality), context_steps.pack(context)
-            memory, memory_steps = modality, modality_steps
+    if packed and one_step:
+        # One query reads the modality where it lies; many read its rows.
+        (modality_steps,) = lay_out([modality], [modality_mask])
+        modality = modality_steps.pack(modality)
+    elif packed:
+        modality_steps, context_steps = lay_out([modality, context], [modality_mask, context_mask])
+        modality, context = modality_steps.pack(modality), context_steps.pack(context)
+        memory, memory_steps = modality, modality_steps
     recompute = block.checkpoint and torch.is_grad_enabled() and not tracing
     options = {"need_weights": need_weights, "recompute": recompute}
     new_context, context_self, context_cross = run_layers(

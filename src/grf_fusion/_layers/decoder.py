@@ -1,12 +1,14 @@
 """The decoder layer that both stacks of the symmetric cross-attention are made of."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from grf_fusion._checks.options import Where
 from grf_fusion._cpu.dropout import drop
 from grf_fusion._cpu.layout import Layout, Padded
 from grf_fusion._layers.attention import Attention, OneKeyAttention
@@ -14,7 +16,7 @@ from grf_fusion._layers.linear_attention import LinearAttention
 from grf_fusion._layers.options import ACTIVATIONS, BlockOptions
 
 # Enriched rows, and the weights of self-attention and cross-attention.
-Rows = tuple[Tensor, Tensor | None, Tensor | None]
+Enriched = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class DecoderLayer(nn.Module):
@@ -31,56 +33,39 @@ class DecoderLayer(nn.Module):
     feedforward_norm: nn.LayerNorm
     dropout: nn.Dropout
 
-    def __init__(
-        self,
-        options: BlockOptions,
-        *,
-        of_context: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
+    def __init__(self, options: BlockOptions, *, of_context: bool, **where: Unpack[Where]) -> None:
         super().__init__()
         dim, heads, dropout = options.embed_dim, options.num_heads, options.dropout
-        one_step = options.pooled_context and of_context
+        hidden = options.dim_feedforward or 4 * dim
+        linear = options.self_attention == "linear"
+        # A pooled context is one step: the only key of its self-attention, and for the modality.
         one_key = options.pooled_context and not of_context
-
-        def attention(*, one_key: bool, dropout: float = dropout) -> Attention | OneKeyAttention:
-            kind = OneKeyAttention if one_key else Attention
-            return kind(dim, num_heads=heads, dropout=dropout, device=device, dtype=dtype)
-
-        def self_attn() -> Attention | LinearAttention | OneKeyAttention:
-            if options.self_attention != "linear":
-                return attention(one_key=one_step)
-            if one_step:
-                # The weight of a single key is 1 whatever the kernel, and none is dropped.
-                return attention(one_key=True, dropout=0.0)
-            return LinearAttention(dim, num_heads=heads, device=device, dtype=dtype)
-
-        def norm() -> nn.LayerNorm:
-            return nn.LayerNorm(dim, device=device, dtype=dtype)
+        of_self = OneKeyAttention if options.pooled_context and of_context else Attention
+        of_cross = OneKeyAttention if one_key else Attention
+        norm = partial(nn.LayerNorm, dim, **where)
 
         self.norm_first = options.norm_first
         self.activation = options.activation
-        self.self_attn = self_attn() if options.self_attention else None
+        self.self_attn = None
+        if linear and of_self is Attention:
+            self.self_attn = LinearAttention(dim, num_heads=heads, **where)
+        elif options.self_attention:
+            # The weight of a single key is 1 whatever the kernel, and a linear one drops none.
+            rate = 0.0 if linear else dropout
+            self.self_attn = of_self(dim, num_heads=heads, dropout=rate, **where)
         self.self_attn_norm = norm() if options.self_attention else None
-        self.cross_attn = attention(one_key=one_key)
+        self.cross_attn = of_cross(dim, num_heads=heads, dropout=dropout, **where)
         # Before an attention over one key it would only reach the query, which does not matter.
         self.cross_attn_norm = None if one_key and self.norm_first else norm()
-        self.linear1 = nn.Linear(dim, options.hidden, device=device, dtype=dtype)
-        self.linear2 = nn.Linear(options.hidden, dim, device=device, dtype=dtype)
+        self.linear1 = nn.Linear(dim, hidden, **where)
+        self.linear2 = nn.Linear(hidden, dim, **where)
         self.feedforward_norm = norm()
         self.dropout = nn.Dropout(dropout)
 
     @override
     def forward(
-        self,
-        x: Tensor,
-        memory: Tensor,
-        steps: Layout,
-        memory_steps: Layout,
-        *,
-        need_weights: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        self, x: Tensor, memory: Tensor, steps: Layout, memory_steps: Layout, *, need_weights: bool
+    ) -> Enriched:
         """Return the enriched rows and the weights of both attentions."""
         self_weights = None
         if self.self_attn is not None and self.self_attn_norm is not None:
@@ -114,41 +99,39 @@ def run_layers(
     *,
     need_weights: bool,
     recompute: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Enriched:
     """Run a stack whose layers all read the same memory; return its rows and attention weights.
 
     The weights, for padded layouts only, are ``(batch, layers, heads, queries, keys)`` or ``None``.
     ``recompute`` keeps only what enters a layer, and computes the rest again for the gradient.
     """
-    self_weights: list[Tensor] = []
-    cross_weights: list[Tensor] = []
+    self_weights: list[Tensor | None] = []
+    cross_weights: list[Tensor | None] = []
     for layer in layers:
         call = _recomputed(layer) if recompute else layer
         x, of_self, of_cross = call(x, memory, steps, memory_steps, need_weights=need_weights)
-        if of_self is not None:
-            self_weights.append(of_self)
-        if of_cross is not None:
-            cross_weights.append(of_cross)
+        self_weights.append(of_self)
+        cross_weights.append(of_cross)
+    if not need_weights:
+        return x, None, None
     return x, _stack(self_weights, steps), _stack(cross_weights, steps)
 
 
-def _recomputed(layer: nn.Module) -> Callable[..., Rows]:
+def _recomputed(layer: nn.Module) -> Callable[..., Enriched]:
     """Return a call of the layer that keeps what enters it and nothing else."""
     # Here, because with torch 2.6 this loads sympy, which takes longer than all of ours.
     from torch.utils.checkpoint import (  # noqa: PLC0415
         checkpoint,  # pyright: ignore[reportUnknownVariableType]
     )
 
-    def call(*given: object, need_weights: bool) -> Rows:
-        return cast(Rows, checkpoint(layer, *given, need_weights=need_weights, use_reentrant=False))
-
-    return call
+    return cast("Callable[..., Enriched]", partial(checkpoint, layer, use_reentrant=False))
 
 
-def _stack(weights: list[Tensor], steps: Layout) -> Tensor | None:
-    if not weights:
+def _stack(weights: list[Tensor | None], steps: Layout) -> Tensor | None:
+    found = [of_layer for of_layer in weights if of_layer is not None]
+    if not found:
         return None
-    stacked = torch.stack(weights, dim=1)
+    stacked = torch.stack(found, dim=1)
     if not isinstance(steps, Padded) or steps.mask is None:
         return stacked
     # Padded queries are nobody's steps; their weights would blur every average.

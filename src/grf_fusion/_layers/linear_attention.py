@@ -5,8 +5,9 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from grf_fusion._checks.options import Where
 from grf_fusion._cpu.layout import Layout, Padded
 from grf_fusion._inputs.masks import WIDER
 from grf_fusion._layers.attention import project, split_heads
@@ -32,30 +33,17 @@ class LinearAttention(nn.Module):
     v_proj: nn.Linear
     out_proj: nn.Linear
 
-    def __init__(
-        self,
-        embed_dim: int,
-        *,
-        num_heads: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
+    def __init__(self, embed_dim: int, *, num_heads: int, **where: Unpack[Where]) -> None:
         super().__init__()
         self.head_dim = embed_dim // num_heads
-        self.q_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.k_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.v_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.q_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.k_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.v_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, **where)
 
     @override
     def forward(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        queries: Layout,
-        keys: Layout,
-        *,
-        need_weights: bool,
+        self, query: Tensor, memory: Tensor, queries: Layout, keys: Layout, *, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Return what every row of ``query`` reads, as `Attention` does."""
         q, k, v = project(query, memory, self.q_proj, self.k_proj, self.v_proj)

@@ -50,8 +50,3 @@ class BlockOptions:
         expect_flag(OWNER, "symmetric", self.symmetric)
         expect_flag(OWNER, "packing", self.packing, other="auto")
         expect_flag(OWNER, "checkpoint", self.checkpoint)
-
-    @property
-    def hidden(self) -> int:
-        """Hidden width of the feed-forward layers."""
-        return 4 * self.embed_dim if self.dim_feedforward is None else self.dim_feedforward
