@@ -1013,6 +1013,12 @@ class TestConstructors:
         with pytest.raises(ValueError, match=match), NothingComputed():
             make_fusion(**{name: value})
 
+    @pytest.mark.parametrize("value", ["yes", None, 1])
+    def test_a_pooled_context_is_true_or_false(self, value: Any):
+        match = rf"`pooled_context` to be True or False, got {value!r}\."
+        with pytest.raises(ValueError, match=match), NothingComputed():
+            make_block(pooled_context=value)
+
     @pytest.mark.parametrize(
         ("options", "argument"),
         rows(

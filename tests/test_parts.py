@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forms import BATCH, DIM, HEADS, TIMES, WIDTHS, make
+from forms import BASELINES, BATCH, DIM, FUSIONS, HEADS, TIMES, WIDTHS, make, make_call
 from grf_fusion import FusionAdapter, GatedFusionUnit, SymmetricCrossAttentionBlock
 from properties import assert_close
 
@@ -152,6 +152,32 @@ def test_a_step_is_decided_once(form: str) -> None:
     finally:
         sys.setprofile(before)
     assert len(calls) <= MOST_CALLS[form]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [(form, {"packing": p}) for form in (*FUSIONS, "adapter") for p in ("auto", True, False)]
+    + [(form, {}) for form in BASELINES],
+    ids=str,
+)
+def test_a_batch_may_hold_no_sample(form: str, options: dict[str, Any], training: bool) -> None:
+    """As the last one of a data loader that filters: no error, and gradients of 0."""
+    if form == "adapter":
+        module = FusionAdapter(WIDTHS, embed_dim=DIM, num_heads=HEADS, **options)
+    else:
+        module = make(form, **options)
+    call = make_call(torch.device("cpu"))
+    parts = call["features"], call["masks"]
+    features, masks = ({name: x[:0] for name, x in part.items()} for part in parts)
+    module.train(training)
+    hidden = (torch.zeros(0, 8, DIM),) if form == "adapter" else ()
+    result = module(*hidden, features, masks=masks, present=call["present"][:0])
+    result.sum().backward()
+    assert result.isfinite().all()
+    assert form == "alignment" or result.shape[0] == 0
+    gradients = [x.grad for x in module.parameters() if x.grad is not None]
+    assert not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("part", [SymmetricCrossAttentionBlock, GatedFusionUnit])

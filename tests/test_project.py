@@ -51,9 +51,9 @@ FLOORS = {
     "_state": 6,
     "__init__": 6,
 }
-MOST_LINES = 320
+MOST_LINES = 285
 # The public interface itself: docstrings and overloads are more than half of these.
-LONGER = {"_layers.block": 345, "_chain.fusion": 400}
+LONGER = {"_layers.block": 320, "_chain.fusion": 400}
 
 
 def sources(folder: Path = SOURCE) -> dict[str, str]:

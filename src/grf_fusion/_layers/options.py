@@ -50,3 +50,4 @@ class BlockOptions:
         expect_flag(OWNER, "symmetric", self.symmetric)
         expect_flag(OWNER, "packing", self.packing, other="auto")
         expect_flag(OWNER, "checkpoint", self.checkpoint)
+        expect_flag(OWNER, "pooled_context", self.pooled_context)
