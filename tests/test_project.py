@@ -52,8 +52,8 @@ FLOORS = {
     "__init__": 6,
 }
 MOST_LINES = 285
-# The public interface itself: docstrings and overloads are more than half of these.
-LONGER = {"_layers.block": 320, "_chain.fusion": 400}
+# The public interface itself: docstrings are more than half of these.
+LONGER = {"_layers.block": 295, "_chain.fusion": 380}
 
 
 def sources(folder: Path = SOURCE) -> dict[str, str]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, Mode
-from grf_fusion._chain.parts import Factory, make_block, make_summary, make_unit
+from grf_fusion._chain.parts import Factory, make_block, make_unit
 from grf_fusion._chain.state import FusionState, FusionTrace, check_state, mean_over_steps
 from grf_fusion._chain.step import (
     Cell,
@@ -97,7 +97,7 @@ class Chain(nn.Module):
         if options.form == "summary":
             self.scales, self.summaries = nn.ModuleDict(), nn.ModuleDict()
             for name in modalities:
-                self._add_summary(options, name, where)
+                self._add_summary(name, where)
             self.norm = nn.LayerNorm(self.embed_dim, **where)
         self.position_dropout = nn.Dropout(self.dropout)
         if self.opening == "learned":
@@ -120,7 +120,7 @@ class Chain(nn.Module):
         if self.units is not None:
             self._add_cell(options, name, len(self.modalities) + 1, where)
         if self.summaries is not None:
-            self._add_summary(options, name, where)
+            self._add_summary(name, where)
         self.projections[name] = projection
         for parts in (self.blocks, self.units, self.scales, self.summaries, self.projections):
             if parts is not None:
@@ -135,10 +135,16 @@ class Chain(nn.Module):
             self.blocks[name] = block
         cast(nn.ModuleDict, self.units)[name] = unit
 
-    def _add_summary(self, options: ChainOptions, name: str, where: Where) -> None:
+    def _add_summary(self, name: str, where: Where) -> None:
         scales, summaries = cast(nn.ModuleDict, self.scales), cast(nn.ModuleDict, self.summaries)
         scales[name] = FeatureScale(**where)
-        summaries[name] = make_summary(options, **where)
+        summaries[name] = ModalitySummary(
+            self.embed_dim,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            activation=self.activation,
+            **where,
+        )
 
     def _reference(self) -> Tensor:
         """A parameter that tells dtype and device."""

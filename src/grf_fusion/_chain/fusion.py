@@ -164,28 +164,6 @@ class GatedRecurrentFusion(Chain):
         where: Where = {"device": device, "dtype": dtype}
         super().__init__(declared, options, block=block, unit=unit, where=where)
 
-    @overload
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-        order: Sequence[str] | None = None,
-        return_trace: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-        order: Sequence[str] | None = None,
-        return_trace: Literal[True],
-    ) -> tuple[Tensor, FusionTrace]: ...
-
     @override
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""What a chain is made of: the block, the unit and the networks of the summary form."""
+"""Block and unit of a chain, ours or the user's own."""
 
 import dataclasses
 import math
@@ -12,7 +12,6 @@ from grf_fusion._chain.options import OWNER, ChainOptions, block_options
 from grf_fusion._checks.options import Where, check_part
 from grf_fusion._layers.block import SymmetricCrossAttentionBlock
 from grf_fusion._layers.gate import GatedFusionUnit
-from grf_fusion._layers.summary import ModalitySummary
 
 Factory = Callable[[], nn.Module] | None
 
@@ -52,16 +51,5 @@ def make_unit(
         dropout=options.dropout if paper else 0.0,
         norm=paper,
         gate_bias=bias,
-        **where,
-    )
-
-
-def make_summary(options: ChainOptions, **where: Unpack[Where]) -> ModalitySummary:
-    """Make the network of one modality."""
-    return ModalitySummary(
-        options.embed_dim,
-        num_layers=options.num_layers,
-        dropout=options.dropout,
-        activation=options.activation,
         **where,
     )

@@ -42,12 +42,6 @@ def fill(arrival: Arrival) -> tuple[Tensor, Tensor | None]:
     return fill_masked(features, real), real
 
 
-def project(projection: nn.Module, arrival: Arrival) -> Received:
-    """Project a modality, with zeros for whatever is not real."""
-    features, real = fill(arrival)
-    return Received(projection(features), real, arrival.presence())
-
-
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
     """Add PE, in the precision of ``like``, which is that of the parameters."""
     length, dim = sequence.shape[1:]
@@ -69,8 +63,12 @@ def weight_of(projections: nn.ModuleDict) -> Tensor:
 
 
 def project_all(projections: nn.ModuleDict, arrivals: Mapping[str, Arrival]) -> dict[str, Received]:
-    """Project every modality, in declared order."""
-    return {name: project(projections[name], arrival) for name, arrival in arrivals.items()}
+    """Project every modality, in declared order, with zeros for whatever is not real."""
+    received: dict[str, Received] = {}
+    for name, arrival in arrivals.items():
+        features, real = fill(arrival)
+        received[name] = Received(projections[name](features), real, arrival.presence())
+    return received
 
 
 def join(parts: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:

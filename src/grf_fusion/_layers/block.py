@@ -1,7 +1,7 @@
 """Symmetric cross-attention: context and modality enrich each other."""
 
 from functools import partial
-from typing import Literal, TypeGuard, cast, overload
+from typing import Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,28 +139,6 @@ class SymmetricCrossAttentionBlock(nn.Module):
 
         self.context_layers = stack(of_context=True)
         self.modality_layers = stack(of_context=False) if symmetric else None
-
-    @overload
-    def forward(
-        self,
-        context: Tensor,
-        modality: Tensor,
-        *,
-        context_mask: Tensor | None = None,
-        modality_mask: Tensor | None = None,
-        need_weights: Literal[False] = False,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def forward(
-        self,
-        context: Tensor,
-        modality: Tensor,
-        *,
-        context_mask: Tensor | None = None,
-        modality_mask: Tensor | None = None,
-        need_weights: Literal[True],
-    ) -> tuple[Tensor, Tensor, AttentionWeights]: ...
 
     @override
     def forward(

@@ -1,6 +1,6 @@
 """The gated fusion unit decides, for each feature, how much an update overwrites."""
 
-from typing import Literal, TypeGuard, cast, overload
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,16 +110,6 @@ class GatedFusionUnit(nn.Module):
                 self.gate_scale.zero_()
         if self.norm is not None:
             self.norm.reset_parameters()
-
-    @overload
-    def forward(
-        self, state: Tensor, update: Tensor, *, return_gate: Literal[False] = False
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self, state: Tensor, update: Tensor, *, return_gate: Literal[True]
-    ) -> tuple[Tensor, Tensor]: ...
 
     @override
     def forward(

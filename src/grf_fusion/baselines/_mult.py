@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Literal, cast, overload
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -137,28 +137,8 @@ class MulT(Baseline):
         self.out_proj = nn.Linear(fused, embed_dim, **where)
         self.dropout = nn.Dropout(dropout)
 
-    @overload
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-        return_fused: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-        return_fused: Literal[True],
-    ) -> tuple[Tensor, Tensor]: ...
-
     @override
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         features: Mapping[str, Tensor | None],
         *,

@@ -1,7 +1,7 @@
 """A weighted sum of the modalities, with learned or fixed weights."""
 
 from collections.abc import Mapping
-from typing import Literal, cast, overload
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,28 +77,8 @@ class WeightedSumFusion(Baseline):
             fixed = torch.tensor(list(chosen.values()), **where)
         self.register_buffer("fixed", fixed)
 
-    @overload
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-        return_weights: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        features: Mapping[str, Tensor | None],
-        *,
-        masks: Mapping[str, Tensor | None] | None = None,
-        present: Tensor | None = None,
-        return_weights: Literal[True],
-    ) -> tuple[Tensor, Tensor]: ...
-
     @override
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         features: Mapping[str, Tensor | None],
         *,
