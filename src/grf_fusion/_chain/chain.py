@@ -22,7 +22,7 @@ from grf_fusion._chain.step import (
 )
 from grf_fusion._checks.arguments import ShapeError
 from grf_fusion._checks.options import Where
-from grf_fusion._inputs.call import Arrival, absent
+from grf_fusion._inputs.call import Arrival, absent, check_call
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import add_positions, make_projections, weight_of
 from grf_fusion._inputs.scale import FeatureScale
@@ -149,6 +149,10 @@ class Chain(nn.Module):
     def _reference(self) -> Tensor:
         """A parameter that tells dtype and device."""
         return weight_of(self.projections)
+
+    def _check(self, features: object, masks: object, present: object) -> dict[str, Arrival]:
+        declared, like = self.modalities, self._reference()
+        return check_call(OWNER, features, masks, present, declared=declared, like=like)
 
     def _check_state(self, state: object) -> FusionState:
         return check_state(

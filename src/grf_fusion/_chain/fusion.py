@@ -12,7 +12,7 @@ from grf_fusion._chain.options import OWNER, SETTINGS, ChainOptions, Form, settl
 from grf_fusion._chain.state import FusionState, FusionTrace, mean_over_steps
 from grf_fusion._chain.step import Context
 from grf_fusion._checks.options import Modalities, Where, check_modalities, check_modality
-from grf_fusion._inputs.call import check_call, check_name, check_order, check_step, presence_matrix
+from grf_fusion._inputs.call import check_name, check_order, check_step, presence_matrix
 
 
 class GatedRecurrentFusion(Chain):
@@ -207,9 +207,7 @@ class GatedRecurrentFusion(Chain):
         names = check_order(OWNER, order, list(self.modalities))
         first = f"start with {next(iter(self.modalities))!r}"
         self._check_steps("order", first, names[1:], names)
-        arrivals = check_call(
-            OWNER, features, masks, present, declared=self.modalities, like=self._reference()
-        )
+        arrivals = self._check(features, masks, present)
         context: Context | None = None
         steps: list[tuple[Context, Tensor]] = []
         for name in names:
@@ -334,9 +332,7 @@ class GatedRecurrentFusion(Chain):
         Raises:
             ShapeError: If a name, shape, mask, dtype or device does not fit.
         """
-        return presence_matrix(
-            OWNER, features, masks, present, declared=self.modalities, like=self._reference()
-        )
+        return presence_matrix(self._check(features, masks, present))
 
     def add_modality(self, name: str, dim: int) -> None:
         """Declare one more modality, last in the order.

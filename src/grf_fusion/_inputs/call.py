@@ -202,17 +202,8 @@ def check_call(
     return checked
 
 
-def presence_matrix(
-    owner: str,
-    features: object,
-    masks: object,
-    present: object,
-    *,
-    declared: Mapping[str, int],
-    like: Tensor,
-) -> Tensor:
-    """Check the same arguments, and return who has what, ``(batch, modalities)`` bool."""
-    arrivals = check_call(owner, features, masks, present, declared=declared, like=like)
+def presence_matrix(arrivals: Mapping[str, Arrival]) -> Tensor:
+    """Return which samples have which modality, ``(batch, modalities)`` bool."""
     return torch.stack([arrival.presence() for arrival in arrivals.values()], dim=1)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
-from grf_fusion._inputs.call import check_call, presence_matrix
+from grf_fusion._inputs.call import Arrival, check_call, presence_matrix
 from grf_fusion._inputs.projections import Received, make_projections, project_all, weight_of
 
 
@@ -80,9 +80,7 @@ class Baseline(nn.Module):
         present: Tensor | None = None,
     ) -> Tensor:
         """Return which samples have which modality; see `GatedRecurrentFusion.presence`."""
-        like = weight_of(self.projections)
-        declared = self.modalities
-        return presence_matrix(self._owner, features, masks, present, declared=declared, like=like)
+        return presence_matrix(self._check(features, masks, present))
 
     @override
     def extra_repr(self) -> str:
@@ -90,9 +88,9 @@ class Baseline(nn.Module):
         shown = ("modalities", "embed_dim", *self._shown)
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
+    def _check(self, features: object, masks: object, present: object) -> dict[str, Arrival]:
+        declared, like = self.modalities, weight_of(self.projections)
+        return check_call(self._owner, features, masks, present, declared=declared, like=like)
+
     def _receive(self, features: object, masks: object, present: object) -> dict[str, Received]:
-        like = weight_of(self.projections)
-        arrivals = check_call(
-            self._owner, features, masks, present, declared=self.modalities, like=like
-        )
-        return project_all(self.projections, arrivals)
+        return project_all(self.projections, self._check(features, masks, present))
