@@ -65,9 +65,9 @@ TESTS[REST] = [
     "tests/test_reference.py",
     "tests/test_traps.py",
     "tests/test_guarantees.py",
-    # What mutmut puts into each function cannot be compiled.
+    # What mutmut puts into each function cannot be compiled, and is one more call.
     "-k",
-    "not one_graph and not export",
+    "not one_graph and not export and not said_once and not decided_once",
 ]
 
 # Survivors that no test can notice, because they do the same: the file, where alone the two lines
