@@ -537,6 +537,19 @@ def test_nothing_is_packed_while_somebody_writes_down_operations() -> None:
     torch.testing.assert_close(graph(x, other), call(x, other))
 
 
+@pytest.mark.parametrize("packing", ["auto", False])
+def test_a_block_that_is_written_down_takes_any_number_of_samples(packing: Any) -> None:
+    block = SymmetricCrossAttentionBlock(8, num_heads=2, packing=packing).eval()
+
+    def call(context: Tensor, modality: Tensor) -> tuple[Tensor, ...]:
+        return block(context, modality)
+
+    pair = torch.randn(4, 5, 8), torch.randn(4, 3, 8)
+    graph = make_fx(call, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*pair)
+    more = tuple(x.repeat(2, 1, 1) for x in pair)
+    torch.testing.assert_close(graph(*more), call(*more))
+
+
 def test_packed_summary_can_be_differentiated_twice() -> None:
     fusion = GatedRecurrentFusion({"a": 2, "b": 3}, embed_dim=3, packing=True, dtype=torch.float64)
     masks = {"a": mask_from_lengths(torch.tensor([2, 1]), 2), "b": torch.eye(2).bool()}

@@ -180,6 +180,29 @@ def test_a_batch_may_hold_no_sample(form: str, options: dict[str, Any], training
     assert not any(gradient.any() for gradient in gradients)
 
 
+class Quantised(nn.Module):
+    """A projection as a quantiser leaves it: weights of another dtype than its result."""
+
+    def __init__(self, own: nn.Linear) -> None:
+        super().__init__()
+        self.scale = own.weight.detach().abs().max() / 127
+        self.register_buffer("weight", (own.weight.detach() / self.scale).round().to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T.to(x.dtype) * self.scale
+
+
+@pytest.mark.parametrize("context", ["sequence", "first_sequence"])
+# The projection that is declared first tells the dtype of the fusion.
+@pytest.mark.parametrize("opener", list(WIDTHS)[1:])
+def test_a_quantised_projection_opens_in_the_dtype_of_its_result(context: str, opener: str) -> None:
+    module = make("residual", context=context)
+    projection = module.projections[opener] = Quantised(module.projections[opener])
+    x = torch.randn(BATCH, TIMES[opener], WIDTHS[opener])
+    state = module.step(None, opener, x)
+    assert_close({"context": state.context}, {"context": projection(x)})
+
+
 @pytest.mark.parametrize("part", [SymmetricCrossAttentionBlock, GatedFusionUnit])
 def test_what_a_subclass_returns_is_checked(part: type[nn.Module]) -> None:
     module = build("residual")

@@ -29,8 +29,8 @@ class Incoming(NamedTuple):
     """A modality as a step takes it.
 
     Attributes:
-        encoded: ``(batch, time, dim)``: projected, with positions and their dropout; or its
-            summary, which is one step.
+        encoded: ``(batch, time, dim)``: projected, with positions and their dropout; in the summary
+            form the one step ``(batch, 1, dim)`` of its summary.
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         mask: The same, but all True where a sample has none, so that no softmax runs over nothing;
             the result of such a sample is thrown away.
@@ -132,7 +132,9 @@ def open_as_sequence(projection: nn.Linear, arrival: Arrival) -> Context:
     """Open the context with the steps of a modality that some sample has, without positions."""
     features, real = fill(arrival)
     # Autocast projects in half precision; a state has one dtype from its first step on.
-    values = fill_masked(projection(features), real).to(projection.weight.dtype)
+    projected = projection(features)
+    wide = torch.promote_types(projected.dtype, projection.weight.dtype)
+    values = fill_masked(projected, real).to(wide)
     return Context(values, _ones(values, values.shape[1]) if real is None else real)
 
 

@@ -247,7 +247,7 @@ def is_own_block(block: nn.Module, context: Tensor) -> TypeGuard[SymmetricCrossA
 
 def _packs(block: SymmetricCrossAttentionBlock, context: Tensor, masks: Masks) -> bool:
     """Whether a call skips padded steps; it depends on data, so never while tracing."""
-    if torch.compiler.is_compiling() or context.is_meta or len(context) == 0:
+    if torch.compiler.is_compiling() or context.is_meta or context.shape[0] == 0:
         return False
     read = masks[1:] if context.shape[1] == 1 else masks
     if not all(mask is None or can_read(mask) for mask in read):
