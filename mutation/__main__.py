@@ -100,6 +100,22 @@ EQUIVALENT = [
     ("baselines/_mult_stack", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
     ("diagnostics/_missing_curve", r"~call\.here, [23]\.0", "luck is below 1: both come last"),
     ("viz/_context_path", r"\[:[23]\]", "only the first two are read"),
+    ("viz/_charts", r", (strict=\w+)?$", "there are more markers than curves, on purpose"),
+    (
+        "diagnostics/_gate_statistics",
+        r"mean\(dim=[+-]1\)",
+        "variances have two axes, so that 1 is -1",
+    ),
+    (
+        "_layers/block",
+        r"context\.shape\[[+-]1\] == block",
+        "a block that is not computed directly is called, which gives the same",
+    ),
+    (
+        "_cpu/layout",
+        r"descending=True, (stable=True)?\)",
+        "each row knows its place, so the order within a sample does not matter",
+    ),
 ]
 
 KINDS = ("killed", "same", "left")

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from forms import BASELINES, BATCH, DIM, FUSIONS, HEADS, TIMES, WIDTHS, make, make_call
-from grf_fusion import FusionAdapter, GatedFusionUnit, SymmetricCrossAttentionBlock
+from grf_fusion import (
+    FusionAdapter,
+    GatedFusionUnit,
+    GatedRecurrentFusion,
+    SymmetricCrossAttentionBlock,
+)
 from properties import assert_close
 
 WITH_A_BLOCK = ["residual", "paper", "first sequence", "sequence", "paper, sequence"]
@@ -178,6 +183,15 @@ def test_a_batch_may_hold_no_sample(form: str, options: dict[str, Any], training
     assert form == "alignment" or result.shape[0] == 0
     gradients = [x.grad for x in module.parameters() if x.grad is not None]
     assert not any(gradient.any() for gradient in gradients)
+
+
+def test_a_learned_context_starts_small() -> None:
+    """Beside the first summary, which is normalised, it hardly counts."""
+    torch.manual_seed(0)
+    start = GatedRecurrentFusion({"text": 1}, embed_dim=512).initial_context
+    assert start is not None
+    assert abs(start.mean().item()) < 0.003
+    assert 0.017 < start.std().item() < 0.023
 
 
 class Quantised(nn.Module):

@@ -122,8 +122,11 @@ def test_text() -> None:
     present = torch.tensor([[1, 1, 1]] * 3 + [[1, 0, 1]])
     found = summary(make(), batch_of(), masks={"text": mask}, present=present)
     lines = str(found).splitlines()
-    assert lines[0].startswith("GatedRecurrentFusion: 4 samples, ")
-    assert f"{found.total_operations:,} operations" in lines[0]
+    total = sum(found.parameters) + found.shared_parameters
+    assert lines[0] == (
+        f"GatedRecurrentFusion: 4 samples, {total:,} parameters, of which "
+        f"{found.shared_parameters:,} are shared, {found.total_operations:,} operations"
+    )
     assert re.sub(" +", " ", lines[1]) == (
         "modality width present real steps padded parameters operations"
     )
