@@ -133,7 +133,7 @@ def assert_is_the_formula(call: AdapterCall) -> None:
 
 class TestAdapter:
     @QUICK
-    @given(strategies.adapter_calls())
+    @given(strategies.adapter_calls(smooth=True))
     def test_is_the_formula(self, call: AdapterCall) -> None:
         assert_is_the_formula(call)
 
@@ -156,7 +156,7 @@ class TestAdapter:
 
     @pytest.mark.slow
     @strategies.examples(250)
-    @given(strategies.adapter_calls())
+    @given(strategies.adapter_calls(smooth=True))
     def test_is_the_formula_thoroughly(self, call: AdapterCall) -> None:
         assert_is_the_formula(call)
 

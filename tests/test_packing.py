@@ -127,7 +127,7 @@ def test_packed_block_equals_padded(
 
 
 @strategies.examples(60)
-@given(strategies.fusion_calls())
+@given(strategies.fusion_calls(smooth=True))
 def test_packed_fusion_equals_padded(call: FusionCall) -> None:
     assume(call.config.form != "summary")
     results = []
