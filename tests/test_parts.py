@@ -217,6 +217,20 @@ def test_a_quantised_projection_opens_in_the_dtype_of_its_result(context: str, o
     assert_close({"context": state.context}, {"context": projection(x)})
 
 
+@pytest.mark.parametrize("form", ["default", "residual", "paper", "sequence"])
+def test_a_quantised_projection_is_given_whole_positions(form: str) -> None:
+    """As one of the same weights in float is, and not positions in the dtype of its weights."""
+    plain, quantised = make(form).eval(), make(form).eval()
+    quantised.load_state_dict(plain.state_dict())
+    name = list(WIDTHS)[1]
+    own = quantised.projections[name] = Quantised(quantised.projections[name])
+    with torch.no_grad():
+        plain.projections[name].weight.copy_(own.weight * own.scale)
+        plain.projections[name].bias.zero_()
+        features = {n: torch.randn(BATCH, time, WIDTHS[n]) for n, time in TIMES.items()}
+        assert_close({"": quantised(features)}, {"": plain(features)})
+
+
 @pytest.mark.parametrize("part", [SymmetricCrossAttentionBlock, GatedFusionUnit])
 def test_what_a_subclass_returns_is_checked(part: type[nn.Module]) -> None:
     module = build("residual")

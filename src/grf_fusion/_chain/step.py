@@ -107,8 +107,8 @@ def receive_summary(
             packed = find_real_steps(real)
             features, real = packed.pack(features), None
     projected = projection(scale(features, real))
-    dim = projected.shape[-1]
-    positions = sinusoidal_positions(time, dim, device=weight.device, dtype=weight.dtype)
+    dim, dtype = projected.shape[-1], torch.promote_types(projected.dtype, weight.dtype)
+    positions = sinusoidal_positions(time, dim, device=weight.device, dtype=dtype)
     if packed is not None:
         positions = positions.index_select(0, packed.step)
     placed = torch.add(projected, positions, alpha=POSITION_WEIGHT)

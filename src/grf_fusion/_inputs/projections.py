@@ -43,9 +43,11 @@ def fill(arrival: Arrival) -> tuple[Tensor, Tensor | None]:
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
-    """Add PE, in the precision of ``like``, which is that of the parameters."""
+    """Add PE, at least in the precision of ``like``, which is that of the parameters."""
     length, dim = sequence.shape[1:]
-    return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=like.dtype)
+    # A quantised projection has weights of another dtype than its result.
+    dtype = torch.promote_types(sequence.dtype, like.dtype)
+    return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=dtype)
 
 
 def make_projections(
