@@ -81,6 +81,11 @@ def test_the_count_of_operations_sees_fused_attention():
     assert flops(model, features, None) == 2 * batch * (projections + attention)
 
 
+# The alarm may ring inside a destructor or a garbage collection, where nothing can be raised.
+LOST_ALARM = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@LOST_ALARM
 def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path):
     """On the CPU, tiny: each row is measured, or says why it is not."""
     few = ["--device", "cpu", "--quick", "--each", "0", "--out", str(tmp_path)]
@@ -122,6 +127,16 @@ def test_a_row_that_is_stopped_leaves_gradients_on():
     with pytest.raises(OutOfTimeError):
         stop_late()
     assert torch.is_grad_enabled()
+
+
+@LOST_ALARM
+def test_a_row_whose_alarm_was_lost_is_out_of_time():
+    class Slow:
+        def __del__(self):
+            time.sleep(0.1)
+
+    with pytest.raises(OutOfTimeError), time_limit(0.01):
+        Slow()
 
 
 def test_the_bars_of_the_gpu_are_held_against_the_right_rows():

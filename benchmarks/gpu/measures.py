@@ -199,10 +199,13 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     gradients = torch.is_grad_enabled()
     before = signal.signal(signal.SIGALRM, stop)
-    # Again every second: what is raised inside a destructor is lost.
+    end = time.perf_counter() + seconds
+    # Again every second: what is raised inside a destructor or a garbage collection is lost.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
+        if time.perf_counter() > end:
+            stop(signal.SIGALRM, None)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
