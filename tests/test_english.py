@@ -128,14 +128,16 @@ def docstrings(modules: list[ModuleType]) -> dict[str, str]:
 
 def private_words(source: str) -> str:
     """Return the docstrings and comments of a file, without code in backticks."""
-    found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            found.append((ast.get_docstring(node) or "").partition("Examples:")[0])
-    comments: list[tuple[int, str]] = []
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments.append((token.start[0], token.string.removeprefix("#").strip()))
+    found = [
+        (ast.get_docstring(node) or "").partition("Examples:")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    comments = [
+        (token.start[0], token.string.removeprefix("#").strip())
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
     last = 0
     for line, text in comments:
         # Lines of one comment are one text.
