@@ -1,4 +1,4 @@
-"""Save and load checkpoints: all parameters or none."""
+"""Save checkpoints; load them completely or not at all."""
 
 import pickle
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
-    """Load a checkpoint of `save_checkpoint`, or change nothing.
+    """Load a checkpoint of `save_checkpoint`, completely or not at all.
 
     Names, shapes, dtypes, the order of the modalities and the number of heads are checked before
     the first parameter is changed, unlike in `torch.nn.Module.load_state_dict`. The file is read
@@ -60,7 +60,7 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
                 f"{LOADER}: expected `path` to be of format {FORMAT!r}, got {saved['format']!r}. "
                 "Update grf-fusion."
             )
-        # Version 0.1.0 did not write the heads.
+        # Version 0.1.0 did not save ``num_heads``.
         if set(saved) | {"num_heads"} != PARTS:
             raise ValueError(
                 f"{LOADER}: expected `path` to hold {sorted(PARTS)}, as `save_checkpoint` writes "
@@ -93,7 +93,7 @@ def _read(path: str | PathLike[str]) -> object:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """Return declared modalities and numbers of heads, by the name of the module that has them."""
+    """Return the format, and the modalities and numbers of heads by the name of their module."""
     orders: dict[str, list[str]] = {}
     num_heads: dict[str, int] = {}
     for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):

@@ -18,8 +18,8 @@ class GateStatistics(NamedTuple):
     none is left, all but ``samples`` are NaN.
 
     Attributes:
-        steps: Names of the modalities that are a step, in the order of fusion: all with a learned
-            opening, all but the first otherwise.
+        steps: Names of the modalities that have a step, in the order of fusion. With a learned
+            opening these are all modalities, otherwise all but the first.
         samples: Number of samples included.
         mean: Mean over these samples and the features.
         spread: Standard deviation over the same.

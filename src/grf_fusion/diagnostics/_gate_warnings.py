@@ -62,7 +62,7 @@ def gate_warnings(
 
     The means are over the features and the samples that have the modality; for a collapse only over
     samples that had another modality before. The spread is `GateStatistics.between_samples`. It is
-    checked if at least two samples have the modality, and if the gate has none of the other two
+    checked if at least two samples have the modality, and if the gate has neither of the other two
     problems. The limits are rules of thumb for a trained model. Use a few hundred samples of a
     validation set.
 
@@ -101,7 +101,7 @@ def gate_warnings(
     found: list[GateWarning] = []
     for step, name in enumerate(numbers.steps):
         had_before = steps.applied[:, step] & steps.present[:, : step + steps.first].any(dim=1)
-        # Means over no sample are NaN, which is below no limit.
+        # A mean over no samples is NaN, which is not below any limit.
         mean = numbers.mean[step].item()
         kept = (1 - steps.gates[had_before, step]).mean().item()
         spread = numbers.between_samples[step].item()

@@ -25,7 +25,7 @@ class GradientShare(NamedTuple):
         shares: ``(batch, modalities)``: the same divided by its sum; a row sums to 1, or is 0 if
             there is no gradient.
         mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN
-            without any.
+            if none does.
     """
 
     names: tuple[str, ...]
@@ -90,9 +90,9 @@ def gradient_share(
     projected: dict[str, Tensor] = {}
 
     def catch(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        # A leaf: what stands before it is not asked for, frozen or not.
+        # A leaf ends the backward pass, so that frozen parameters before it do not matter.
         leaf = output.detach().requires_grad_()
-        # The first call is the modality's; a second one only keeps parameters in the graph.
+        # Only the first call projects the modality. A second one keeps parameters in the graph.
         projected.setdefault(name, leaf)
         return leaf
 

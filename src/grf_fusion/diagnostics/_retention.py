@@ -68,10 +68,10 @@ def retention(trace: FusionTrace) -> Retention:
         True
     """
     steps = read_trace("retention", trace)
-    # A modality that opens every context has no gate.
+    # A modality that opens every context has no gate: pad with 0.
     gates = nn.functional.pad(steps.full_gates, (0, 0, 0, 0, steps.first, 0))
     opener = steps.present & (steps.present.cumsum(dim=1) <= steps.first)
-    # Entry k is what the steps from k to the end let through.
+    # Entry k is the share of the context before step k that is left at the end.
     through = (1 - gates).flip(1).cumprod(dim=1).flip(1)
     later = torch.cat((through[:, 1:], torch.ones_like(through[:, :1])), dim=1)
     shares = torch.where(opener[..., None, None], 1.0, gates) * later

@@ -22,11 +22,11 @@ class Summary(NamedTuple):
         fusion: Class of the fusion.
         samples: Number of samples.
         modalities: Names in declared order, which is the order of all tuples.
-        widths: Feature width of each.
+        widths: Feature width of each modality.
         present: Number of samples that have each modality.
         real_steps: Real steps of each, in the samples that have it.
         steps: All steps of each in the batch; 0 if it was omitted.
-        parameters: Parameters that belong to each alone, such as its projection.
+        parameters: Parameters of each modality alone, such as its projection.
         shared_parameters: The other parameters of the fusion.
         operations: Additional floating-point operations of the batch with each modality: two per
             multiply-add, for all steps, including padded ones.
@@ -49,7 +49,7 @@ class Summary(NamedTuple):
 
     @override
     def __str__(self) -> str:
-        """Write the table."""
+        """Write the table and the hints."""
         total = sum(self.parameters) + self.shared_parameters
         steps = list(zip(self.real_steps, self.steps, strict=True))
         columns = [
@@ -146,7 +146,7 @@ def summary(
 
 
 def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]:
-    """Count the parameters in dictionaries by modality; the outermost one decides."""
+    """Count the parameters of each modality; in nested dictionaries the outermost key counts."""
     counts = dict.fromkeys(names, 0)
     seen: set[nn.Parameter] = set()
     for module in fusion.modules():
@@ -159,12 +159,12 @@ def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]
 
 
 def _operations(call: Call, names: Collection[str]) -> int:
-    """Count what the batch costs with some of its modalities; nothing costs nothing."""
+    """Count the operations of the batch with only some modalities; 0 if there are none."""
     if not names:
         return 0
     features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n in names}
     weights = {name: x.to("meta") for name, x in call.fusion.state_dict().items()}
-    # Without masks, so that no step is left out, whatever the values.
+    # No masks are passed, so that the fusion cannot skip padded steps.
     with evaluating(call.fusion), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(call.fusion, weights, (features,))
     return counter.get_total_flops()

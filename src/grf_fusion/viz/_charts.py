@@ -1,4 +1,4 @@
-"""Shares that remain in the context, and a metric against missing modalities and the order."""
+"""Charts of retention, missing curves and order sensitivity."""
 
 # pyright: reportUnknownMemberType=false
 
@@ -22,7 +22,7 @@ from grf_fusion.viz._canvas import (
     readable_on,
 )
 
-# A share that is wide enough for a label inside its bar.
+# The smallest share whose part of the bar has room for a label.
 LABELLED = 0.05
 
 
@@ -73,7 +73,7 @@ def plot_retention(
     ax.set_xticks(range(len(bars)), list(groups))
     ax.set(ylabel="share of the final context (%)", ylim=(0, 1))
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
-    # Upside down, so that the legend reads as the bars are stacked.
+    # Reversed, so that the legend has the order of the stacked bars.
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(
         handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8,
