@@ -113,15 +113,14 @@ def _load_grf(
 ) -> GatedRecurrentFusion:
     weights = {key: value for key, value in state_dict.items() if not str(key).startswith(HEADS)}
     first = "fusion_encoders.0.decoder_1.layers.{}.linear1.weight"
-    dim = axis_of(weights, f"{GRF_PREFIX}{names[0]}.weight", 0, prefix=GRF_PREFIX)
-    hidden = axis_of(weights, first.format(0), 0, prefix=GRF_PREFIX)
-    sizes = {
-        name: axis_of(weights, f"{GRF_PREFIX}{name}.weight", 1, prefix=GRF_PREFIX) for name in names
-    }
+    keys = {name: f"{GRF_PREFIX}{name}.weight" for name in names}
+    dim = axis_of(weights, GRF_PREFIX, keys[names[0]], 0)
+    hidden = axis_of(weights, GRF_PREFIX, first.format(0), 0)
+    sizes = {name: axis_of(weights, GRF_PREFIX, key, 1) for name, key in keys.items()}
     layers = count_layers(weights, first)
     tree = list(_grf_tree(sizes, dim, hidden, layers))
     check_shapes(weights, {key: shape for key, shape, _ in tree})
-    like = weights[f"{GRF_PREFIX}{names[0]}.weight"]
+    like = weights[keys[names[0]]]
     fusion = GatedRecurrentFusion(
         sizes,
         embed_dim=dim,
@@ -170,17 +169,14 @@ def _load_mult(
     state_dict: Mapping[str, Tensor], names: list[str], *, num_heads: int, literal: bool
 ) -> MulT:
     weights = {key: value for key, value in state_dict.items() if not str(key).endswith(BUFFERS)}
-    projections = {name: f"{MULT_PREFIX}{name}.weight" for name in names}
-    dim = axis_of(weights, projections[names[0]], 0, prefix=MULT_PREFIX, ndim=3)
-    sizes = {
-        name: axis_of(weights, key, 1, prefix=MULT_PREFIX, ndim=3)
-        for name, key in projections.items()
-    }
-    outputs = axis_of(weights, "out_layer.weight", 0, prefix=MULT_PREFIX)
+    keys = {name: f"{MULT_PREFIX}{name}.weight" for name in names}
+    dim = axis_of(weights, MULT_PREFIX, keys[names[0]], 0, ndim=3)
+    sizes = {name: axis_of(weights, MULT_PREFIX, key, 1, ndim=3) for name, key in keys.items()}
+    outputs = axis_of(weights, MULT_PREFIX, "out_layer.weight", 0)
     layers = count_layers(weights, f"trans_{names[0]}_with_{names[1]}.layers.{{}}.fc1.weight")
     tree = list(_mult_tree(sizes, dim, layers, outputs))
     check_shapes(weights, {key: shape for key, shape, _ in tree})
-    like = weights[projections[names[0]]]
+    like = weights[keys[names[0]]]
     module = MulT(
         sizes,
         embed_dim=outputs,

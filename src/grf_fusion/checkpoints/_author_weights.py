@@ -51,9 +51,7 @@ def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, 
     return {target: torch.cat(found) for target, found in parts.items() if target}
 
 
-def axis_of(
-    weights: Mapping[str, Tensor], key: str, axis: int, *, prefix: str, ndim: int = 2
-) -> int:
+def axis_of(weights: Mapping[str, Tensor], prefix: str, key: str, axis: int, ndim: int = 2) -> int:
     """Return the size of an axis of a weight; refuse a missing weight or another rank."""
     if key not in weights:
         projected = sorted(name for name in weights if str(name).startswith(prefix))

@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,13 +96,11 @@ def _settings(module: nn.Module) -> dict[str, object]:
     """Return the format, and the modalities and numbers of heads by the name of their module."""
     orders: dict[str, list[str]] = {}
     num_heads: dict[str, int] = {}
-    for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
-        declared: object = getattr(part, "modalities", None)
-        if isinstance(declared, Mapping):
-            orders[name] = [str(key) for key in cast("Mapping[object, object]", declared)]
-        heads: object = getattr(part, "num_heads", None)
-        if isinstance(heads, int):
-            num_heads[name] = heads
+    for name, part in cast("Iterator[tuple[str, Any]]", module.named_modules()):
+        if isinstance(getattr(part, "modalities", None), Mapping):
+            orders[name] = [str(key) for key in part.modalities]
+        if isinstance(getattr(part, "num_heads", None), int):
+            num_heads[name] = part.num_heads
     return {"format": FORMAT, "orders": orders, "num_heads": num_heads}
 
 
