@@ -1,5 +1,6 @@
 """Warnings about gates that do not work as intended."""
 
+import math
 from typing import Literal, NamedTuple
 
 from grf_fusion._chain.state import FusionTrace
@@ -102,18 +103,16 @@ def gate_warnings(
     for step, name in enumerate(numbers.steps):
         had_before = steps.applied[:, step] & steps.present[:, : step + steps.first].any(dim=1)
         # A mean over no samples is NaN, which is not below any limit.
-        mean = numbers.mean[step].item()
         kept = (1 - steps.gates[had_before, step]).mean().item()
-        spread = numbers.between_samples[step].item()
-        if kept < erased_below:
-            found.append(_warn("context collapse", name, kept, erased_below))
-        elif mean < closed_below:
-            found.append(_warn("never let in", name, mean, closed_below))
-        elif int(numbers.samples[step]) > 1 and spread < constant_below:
-            found.append(_warn("constant gate", name, spread, constant_below))
+        spread = numbers.between_samples[step].item() if numbers.samples[step] > 1 else math.nan
+        measures: list[tuple[Kind, float, float]] = [
+            ("context collapse", kept, erased_below),
+            ("never let in", numbers.mean[step].item(), closed_below),
+            ("constant gate", spread, constant_below),
+        ]
+        for kind, measured, limit in measures:
+            if measured < limit:
+                message = MESSAGES[kind].format(name=name, measured=measured, limit=limit)
+                found.append(GateWarning(kind, name, measured, limit, message))
+                break
     return found
-
-
-def _warn(kind: Kind, name: str, measured: float, limit: float) -> GateWarning:
-    message = MESSAGES[kind].format(name=name, measured=measured, limit=limit)
-    return GateWarning(kind, name, measured, limit, message)
