@@ -84,8 +84,18 @@ def attention_maps(
     steps = read_trace(OWNER, trace)
     # If a single modality opens the context, the fusion calls the block once without a modality.
     caught = caught[: len(steps.names)]
-    found = zip(steps.names, caught, steps.applied.unbind(1), strict=True)
-    return {name: _keep(weights, took) for name, weights, took in found}
+    maps: dict[str, AttentionWeights] = {}
+    for name, weights, applied in zip(steps.names, caught, steps.applied.unbind(1), strict=True):
+        if weights is None:
+            raise ShapeError(
+                f"{OWNER}: expected `block` to call the SymmetricCrossAttentionBlock that it "
+                "holds, got a step without a call."
+            )
+        skipped = ~applied.reshape(-1, 1, 1, 1, 1)
+        maps[name] = AttentionWeights(
+            *(None if part is None else part.masked_fill(skipped, 0.0) for part in weights)
+        )
+    return maps
 
 
 def _watch(
@@ -124,17 +134,4 @@ def _source(block: nn.Module) -> nn.Module:
     raise ShapeError(
         f"{OWNER}: expected `block` to take `need_weights` or to hold a "
         f"SymmetricCrossAttentionBlock, got {type(block).__name__}."
-    )
-
-
-def _keep(weights: AttentionWeights | None, took: Tensor) -> AttentionWeights:
-    """Set the weights of samples without this step to 0."""
-    if weights is None:
-        raise ShapeError(
-            f"{OWNER}: expected `block` to call the SymmetricCrossAttentionBlock that it holds, "
-            "got a step without a call."
-        )
-    skipped = ~took.reshape(-1, 1, 1, 1, 1)
-    return AttentionWeights(
-        *(None if part is None else part.masked_fill(skipped, 0.0) for part in weights)
     )

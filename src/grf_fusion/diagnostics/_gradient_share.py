@@ -112,13 +112,9 @@ def gradient_share(
             )
         leaves = [projected[name] for name in call.names]
         gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
-    norms = torch.stack([_norm(gradient) for gradient in gradients], dim=1)
-    norms = norms.masked_fill(~call.here, 0.0)
+    rows = [g.flatten(1).to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    columns = [cast(Tensor, torch.linalg.vector_norm(x, dim=1)) for x in rows]  # pyright: ignore[reportUnknownMemberType]
+    norms = torch.stack(columns, dim=1).masked_fill(~call.here, 0.0)
     whole = norms.sum(dim=1, keepdim=True)
     shares = norms / whole.masked_fill(whole == 0, 1.0)
     return GradientShare(call.names, norms, shares, mean_where(shares, call.here))
-
-
-def _norm(gradient: Tensor) -> Tensor:
-    rows = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).flatten(1)
-    return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))  # pyright: ignore[reportUnknownMemberType]

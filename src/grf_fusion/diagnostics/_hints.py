@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from grf_fusion.diagnostics._calls import Call
 
 # A mask is probably inverted if it masks most steps in at least this share of the samples.
@@ -22,8 +20,7 @@ def hints_of(call: Call) -> Iterator[str]:
             continue
         # The masks of samples without the modality may be empty, so they are not checked.
         values = features.detach()[here]
-        all_real = torch.ones_like(values[..., 0], dtype=torch.bool)
-        real = all_real if mask is None else mask[here].bool()
+        real = here.new_ones(values.shape[:2]) if mask is None else mask[here].bool()
         fewer = int((2 * real.sum(dim=1) < real.shape[1]).sum())
         if fewer >= NEARLY_ALL * len(real):
             yield (

@@ -116,12 +116,9 @@ def summary(
         Mask of 'text': steps are masked before the first real one in 3 samples. If they are ...
     """
     call = check_call(OWNER, fusion, features, masks, present)
-    declared = check_modalities(OWNER, call.fusion.modalities)
+    widths = check_modalities(OWNER, call.fusion.modalities)
     own = _own_parameters(fusion, call.names)
-    everything = sum(parameter.numel() for parameter in fusion.parameters())
-    given = [name for name in call.names if features.get(name) is not None]
-    total = _operations(call, given)
-    costs = {name: total - _operations(call, [n for n in given if n != name]) for name in given}
+    total = _operations(call)
     real: list[int] = []
     steps: list[int] = []
     for name, here in zip(call.names, call.here.unbind(1), strict=True):
@@ -133,13 +130,13 @@ def summary(
         type(fusion).__name__,
         len(call.here),
         call.names,
-        tuple(declared.values()),
+        tuple(widths.values()),
         tuple(int(column.sum()) for column in call.here.unbind(1)),
         tuple(real),
         tuple(steps),
         tuple(own[name] for name in call.names),
-        everything - sum(own.values()),
-        tuple(costs.get(name, 0) for name in call.names),
+        sum(parameter.numel() for parameter in fusion.parameters()) - sum(own.values()),
+        tuple(total - _operations(call, without=name) for name in call.names),
         total,
         tuple(hints_of(call)),
     )
@@ -158,11 +155,11 @@ def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]
     return counts
 
 
-def _operations(call: Call, names: Collection[str]) -> int:
-    """Count the operations of the batch with only some modalities; 0 if there are none."""
-    if not names:
+def _operations(call: Call, without: str | None = None) -> int:
+    """Count the operations of the batch without one modality; 0 if there is no other."""
+    features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n != without}
+    if not features:
         return 0
-    features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n in names}
     weights = {name: x.to("meta") for name, x in call.fusion.state_dict().items()}
     # No masks are passed, so that the fusion cannot skip padded steps.
     with evaluating(call.fusion), FlopCounterMode(display=False) as counter:
