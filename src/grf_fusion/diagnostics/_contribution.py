@@ -174,8 +174,8 @@ def shapley_values(
         values, error = _divide(scores, count), torch.zeros_like(call.here, dtype=scores.dtype)
         empty, full = scores[0], scores[-1]
     else:
-        luck = draw(generator, permutations or USUAL_PERMUTATIONS, count)
-        place = luck.argsort(dim=1).argsort(dim=1).cpu()
+        drawn = draw(generator, permutations or USUAL_PERMUTATIONS, count)
+        place = drawn.argsort(dim=1).argsort(dim=1).cpu()
         before = place.unsqueeze(1) < torch.arange(count + 1, device="cpu").unsqueeze(1)
         scores = _scores(owner, call, before.flatten(0, 1), value, rows)
         scores = scores.reshape(*before.shape[:2], len(call.here))

@@ -65,18 +65,18 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     """
     expect_number(OWNER, "saturation", saturation, "a number in (0, 0.5)", above=0, below=0.5)
     steps = read_trace(OWNER, trace)
-    gates, took = steps.gates, steps.applied.unsqueeze(-1)
+    gates, applied = steps.gates, steps.applied.unsqueeze(-1)
 
     def mean(values: Tensor) -> Tensor:
-        return mean_where(values, took).mean(dim=-1)
+        return mean_where(values, applied).mean(dim=-1)
 
-    usual = mean(gates)
-    variance = mean_where((gates - mean_where(gates, took)).square(), took)
+    centre = mean(gates)
+    variance = mean_where((gates - mean_where(gates, applied)).square(), applied)
     return GateStatistics(
         steps=steps.names,
         samples=steps.applied.sum(dim=0),
-        mean=usual,
-        spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),
+        mean=centre,
+        spread=mean((gates - centre.unsqueeze(-1)).square()).sqrt(),
         between_samples=variance.sqrt().mean(dim=-1),
         closed=mean((gates < saturation).to(gates.dtype)),
         open=mean((gates > 1 - saturation).to(gates.dtype)),

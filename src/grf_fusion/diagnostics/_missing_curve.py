@@ -78,8 +78,8 @@ def missing_curve(
         for missing in range(count):
             for column in range(draws if missing else 1):
                 # Missing modalities are ranked last, so that none of them counts as removed.
-                luck = draw(generator, batch, count).to(call.here.device)
-                place = luck.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
+                drawn = draw(generator, batch, count).to(call.here.device)
+                place = drawn.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
                 context = call.run(call.here & (place >= missing))[0]
                 values[missing, column] = measure(OWNER, metric, context)
     values[0] = values[0, 0]

@@ -81,11 +81,9 @@ def plot_context_path(
                 [x[0], x[-1]], [y[0], y[-1]], s=[35, 90], color=["white", colour], marker=marker,
                 edgecolors="black", zorder=4,
             )  # fmt: skip
-    where = f"class means from {order[0]} (white) to {order[-1]} (large)"
-    if step is not None:
-        where = f"after {order[step]}"
+    path = f"class means from {order[0]} (white) to {order[-1]} (large)"
     ax.set(
-        title=where,
+        title=path if step is None else f"after {order[step]}",
         xlabel=f"principal component 1 ({explained[0]:.0%} of variance)",
         ylabel=f"principal component 2 ({explained[1]:.0%})",
     )
