@@ -103,7 +103,7 @@ def _watch(
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
     """Register hooks that record the attention weights of every call of a block."""
 
-    def take(module: nn.Module, _inputs: object, output: object) -> object:
+    def record(module: nn.Module, _inputs: object, output: object) -> object:
         values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
         weights = values[-1]
         if len(values) != 3 or not isinstance(weights, AttentionWeights):
@@ -121,7 +121,7 @@ def _watch(
         lambda _module, inputs, options: (inputs, options | {"need_weights": True}),
         with_kwargs=True,
     )
-    yield source.register_forward_hook(take)
+    yield source.register_forward_hook(record)
 
 
 def _source(block: nn.Module) -> nn.Module:

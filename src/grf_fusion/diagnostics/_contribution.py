@@ -97,12 +97,11 @@ def leave_one_out(
     owner = "leave_one_out"
     expect_size(owner, "rows", rows)
     call = check_call(owner, fusion, features, masks, present, value=value)
-    count = len(call.names)
-    everything = torch.ones(1, count, dtype=torch.bool)
-    coalitions = torch.cat((everything, ~torch.eye(count, dtype=torch.bool)))
+    # Row k lacks modality k, and the last row has all.
+    coalitions = ~torch.eye(len(call.names) + 1, len(call.names), dtype=torch.bool)
     scores = _scores(owner, call, coalitions, value, rows)
-    values = (scores[0] - scores[1:]).T.masked_fill(~call.here, 0.0)
-    return LeaveOneOut(call.names, values, mean_where(values, call.here), scores[0])
+    values = (scores[-1] - scores[:-1]).T.masked_fill(~call.here, 0.0)
+    return LeaveOneOut(call.names, values, mean_where(values, call.here), scores[-1])
 
 
 def shapley_values(

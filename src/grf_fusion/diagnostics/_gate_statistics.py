@@ -14,8 +14,8 @@ OWNER = "gate_statistics"
 class GateStatistics(NamedTuple):
     """Gates z of each step, in [0, 1]: 0 keeps the context, 1 overwrites it.
 
-    All have the shape ``(steps,)``. Samples that lack the modality or open with it are excluded; if
-    none is left, all but ``samples`` are NaN.
+    All tensors have the shape ``(steps,)``. Samples that lack the modality or open with it are
+    excluded. If none is left, all but ``samples`` are NaN.
 
     Attributes:
         steps: Names of the modalities that have a step, in the order of fusion. With a learned

@@ -90,13 +90,10 @@ def gate_warnings(
         >>> [(finding.kind, finding.modality) for finding in found]
         [('constant gate', 'text'), ('context collapse', 'audio')]
     """
-    limits = {
-        "erased_below": erased_below,
-        "closed_below": closed_below,
-        "constant_below": constant_below,
-    }
-    for argument, limit in limits.items():
-        expect_number(OWNER, argument, limit, "a number in (0, 1)", above=0, below=1)
+    rule = "a number in (0, 1)"
+    expect_number(OWNER, "erased_below", erased_below, rule, above=0, below=1)
+    expect_number(OWNER, "closed_below", closed_below, rule, above=0, below=1)
+    expect_number(OWNER, "constant_below", constant_below, rule, above=0, below=1)
     steps = read_trace(OWNER, trace)
     numbers = gate_statistics(trace)
     found: list[GateWarning] = []

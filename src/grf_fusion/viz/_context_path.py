@@ -65,13 +65,13 @@ def plot_context_path(
     for label, colour, marker in zip(
         classes, choose_colours(len(classes)), MARKERS * len(classes), strict=False
     ):
-        mine = labels == label
-        x, y = (list_of(column) for column in cloud[mine].unbind(dim=1))
+        chosen = labels == label
+        x, y = (list_of(column) for column in cloud[chosen].unbind(dim=1))
         text = str(label) if names is None else names[label]
         # Samples are small points behind the path.
         ax.scatter(x, y, s=9, color=colour, alpha=0.35, marker=marker, linewidths=0, label=text)
         if step is None:
-            x, y = (list_of(column) for column in points[mine].mean(dim=0).unbind(dim=1))
+            x, y = (list_of(column) for column in points[chosen].mean(dim=0).unbind(dim=1))
             ax.plot(
                 x, y, color=colour, marker=marker, markersize=5, markeredgecolor="black",
                 markeredgewidth=0.6, linewidth=1.5, zorder=3,
