@@ -38,7 +38,7 @@ class Steps(NamedTuple):
 def read_trace(owner: str, trace: object) -> Steps:
     """Return the steps of a trace; refuse another type and inconsistent tensors.
 
-    Only with a learned opening does a trace have a gate for every modality.
+    A trace has a gate for every modality only if the opening is learned.
     """
     if not isinstance(trace, FusionTrace):
         raise ShapeError(
