@@ -1,7 +1,10 @@
-"""Docs and public docstrings are plain technical English: no listed phrase, no long sentence."""
+"""Docs, docstrings and comments are plain technical English: no listed phrase, no long sentence."""
 
+import ast
 import inspect
+import io
 import re
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -123,6 +126,26 @@ def docstrings(modules: list[ModuleType]) -> dict[str, str]:
     return found
 
 
+def private_words(source: str) -> str:
+    """Return the docstrings and comments of a file, without code in backticks."""
+    found = [
+        (ast.get_docstring(node) or "").partition("Examples:")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    comments = [
+        (token.start[0], token.string.removeprefix("#").strip())
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    last = 0
+    for line, text in comments:
+        # Lines of one comment are one text.
+        found.append(f"{found.pop()} {text}" if line == last + 1 else text)
+        last = line
+    return "\n\n".join(without_code(text) for text in found)
+
+
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text("utf-8")
     for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -130,6 +153,10 @@ PAGES = {
     if path.parent.name != "evidence"
 }
 DOCSTRINGS = docstrings(MODULES)
+SOURCES = {
+    str(path.relative_to(REPOSITORY)): path.read_text("utf-8")
+    for path in sorted((REPOSITORY / "src").rglob("*.py"))
+}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -150,6 +177,11 @@ def in_docstring(name: str) -> list[str]:
 @pytest.mark.parametrize("name", sorted(DOCSTRINGS))
 def test_docstring_is_plain_english(name: str) -> None:
     assert in_docstring(name) == []
+
+
+@pytest.mark.parametrize("file", sorted(SOURCES))
+def test_words_in_a_file_are_plain_english(file: str) -> None:
+    assert phrases_to_change(private_words(SOURCES[file])) == []
 
 
 def test_public_docstrings_are_found() -> None:
@@ -180,6 +212,11 @@ def test_code_is_no_prose() -> None:
     page = "---\na: b\n---\n# A\n\n```python\nbit for bit\n```\n\n| a |\n\nB `nobody` [c](d.md).\n"
     assert sentences(prose(page)) == ["# A", "B CODE [c]."]
     assert phrases_to_change(without_code(page)) == []
+
+
+def test_words_of_a_file_are_found() -> None:
+    source = '"""A `nobody`."""\n\nx = 1  # bit for\n# bit\n\n\ndef f():\n    """Mend it."""\n'
+    assert len(phrases_to_change(private_words(source))) == 2
 
 
 def test_long_sentences_are_seen() -> None:

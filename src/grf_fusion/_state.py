@@ -1,4 +1,4 @@
-"""Where 0.1.0 had these two: what it pickled names this module."""
+"""Version 0.1.0 pickled these two classes under the name of this module."""
 
 from grf_fusion._chain.state import FusionState, FusionTrace
 

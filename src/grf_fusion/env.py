@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
     """
     return {
         "grf-fusion": _installed("grf-fusion"),
-        # The module's own version tells the build too, "+cpu" or "+cu130".
+        # Unlike the version in the metadata, this always names the build, such as "+cu130".
         "torch": torch.__version__,
         "einops": _installed("einops"),
         "typing-extensions": _installed("typing-extensions"),
@@ -44,8 +44,7 @@ def _installed(package: str) -> str:
 def _device() -> str:
     """Return the name of the device that PyTorch uses."""
     if torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+        names = ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
         built = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
         return f"{names} ({built})"
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""Plans for the tensor parallelism of PyTorch."""
+"""Plans for PyTorch's tensor parallelism."""
 
 from collections.abc import Iterator
 from typing import cast

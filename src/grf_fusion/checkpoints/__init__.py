@@ -1,4 +1,4 @@
-"""Save and load trained weights, also from the code of the GRF and MulT authors."""
+"""Save and load trained weights, including those of the original GRF and MulT code."""
 
 from grf_fusion.checkpoints._author import load_author_checkpoint
 from grf_fusion.checkpoints._files import load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""Load trained weights from the code of the GRF author and of the MulT authors."""
+"""Load trained weights of the original GRF and MulT code."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, overload
@@ -22,7 +22,7 @@ GRF_PREFIX = "projectors."
 HEADS = ("regressor.", "auxiliary_regressor.")
 NORMS = {"norm1": "self_attn_norm", "norm2": "cross_attn_norm", "norm3": "feedforward_norm"}
 MULT_PREFIX = "proj_"
-# Buffers that the authors' code saves and that hold nothing learnt.
+# Buffers in saved MulT weights. They are constants, not trained.
 BUFFERS = (".version", "._float_tensor")
 
 
@@ -65,16 +65,16 @@ def load_author_checkpoint(
     ``fusion_encoders.<step>.decoder_{1,2}.layers.<layer>.*`` (1 is the context's stack) and
     ``gfus.<step>.*``.
 
-    ``"mult"``: the head is part of the module, and ``embed_dim`` its number of outputs. The names
-    are ``proj_<name>.weight``, ``trans_<name>_with_<other>.*``, ``trans_<name>_mem.*``, ``proj1``,
-    ``proj2`` and ``out_layer``; the MulT authors call their modalities l, a and v.
+    ``"mult"``: the head is part of the module, and ``embed_dim`` is its number of outputs. The
+    names are ``proj_<name>.weight``, ``trans_<name>_with_<other>.*``, ``trans_<name>_mem.*``,
+    ``proj1``, ``proj2`` and ``out_layer``; the MulT authors call their modalities l, a and v.
 
     Args:
         state_dict: The trained weights, with the names of the original code.
         order: Names of the modalities as in the weights, at least two, in the order of fusion or
             concatenation.
         num_heads: Number of attention heads, which cannot be inferred from the weights.
-        model: Which model it is, ``"grf"`` or ``"mult"``.
+        model: The original model, ``"grf"`` or ``"mult"``.
         literal: Whether padding is treated as content, as in the code of the MulT authors; see
             `MulT`.
 
@@ -113,15 +113,14 @@ def _load_grf(
 ) -> GatedRecurrentFusion:
     weights = {key: value for key, value in state_dict.items() if not str(key).startswith(HEADS)}
     first = "fusion_encoders.0.decoder_1.layers.{}.linear1.weight"
-    dim = axis_of(weights, f"{GRF_PREFIX}{names[0]}.weight", 0, prefix=GRF_PREFIX)
-    hidden = axis_of(weights, first.format(0), 0, prefix=GRF_PREFIX)
-    sizes = {
-        name: axis_of(weights, f"{GRF_PREFIX}{name}.weight", 1, prefix=GRF_PREFIX) for name in names
-    }
+    keys = {name: f"{GRF_PREFIX}{name}.weight" for name in names}
+    dim = axis_of(weights, GRF_PREFIX, keys[names[0]], 0)
+    hidden = axis_of(weights, GRF_PREFIX, first.format(0), 0)
+    sizes = {name: axis_of(weights, GRF_PREFIX, key, 1) for name, key in keys.items()}
     layers = count_layers(weights, first)
     tree = list(_grf_tree(sizes, dim, hidden, layers))
     check_shapes(weights, {key: shape for key, shape, _ in tree})
-    like = weights[f"{GRF_PREFIX}{names[0]}.weight"]
+    like = weights[keys[names[0]]]
     fusion = GatedRecurrentFusion(
         sizes,
         embed_dim=dim,
@@ -152,7 +151,7 @@ def _grf_tree(sizes: Mapping[str, int], dim: int, hidden: int, layers: int) -> I
                 yield from layer(f"{key}.linear2", f"{own}.linear2", dim, hidden)
                 for norm_of, own_norm in NORMS.items():
                     yield from layer(f"{key}.{norm_of}", f"{own}.{own_norm}", dim)
-        # Both halves of our linear layer.
+        # Our linear layer computes the gate and the candidate together.
         for half in ("gate", "candidate"):
             yield from layer(f"gfus.{step}.linear_{half}", f"units.{name}.linear", dim, 2 * dim)
         yield from layer(f"gfus.{step}.norm", f"units.{name}.norm", dim)
@@ -170,17 +169,14 @@ def _load_mult(
     state_dict: Mapping[str, Tensor], names: list[str], *, num_heads: int, literal: bool
 ) -> MulT:
     weights = {key: value for key, value in state_dict.items() if not str(key).endswith(BUFFERS)}
-    projections = {name: f"{MULT_PREFIX}{name}.weight" for name in names}
-    dim = axis_of(weights, projections[names[0]], 0, prefix=MULT_PREFIX, ndim=3)
-    sizes = {
-        name: axis_of(weights, key, 1, prefix=MULT_PREFIX, ndim=3)
-        for name, key in projections.items()
-    }
-    outputs = axis_of(weights, "out_layer.weight", 0, prefix=MULT_PREFIX)
+    keys = {name: f"{MULT_PREFIX}{name}.weight" for name in names}
+    dim = axis_of(weights, MULT_PREFIX, keys[names[0]], 0, ndim=3)
+    sizes = {name: axis_of(weights, MULT_PREFIX, key, 1, ndim=3) for name, key in keys.items()}
+    outputs = axis_of(weights, MULT_PREFIX, "out_layer.weight", 0)
     layers = count_layers(weights, f"trans_{names[0]}_with_{names[1]}.layers.{{}}.fc1.weight")
     tree = list(_mult_tree(sizes, dim, layers, outputs))
     check_shapes(weights, {key: shape for key, shape, _ in tree})
-    like = weights[projections[names[0]]]
+    like = weights[keys[names[0]]]
     module = MulT(
         sizes,
         embed_dim=outputs,

@@ -1,4 +1,4 @@
-"""Foreign weights: checked before a module is built from them, and converted to ours."""
+"""Check weights of the original code, and convert them to ours."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,13 +12,14 @@ OWNER = "load_author_checkpoint"
 
 
 class Weight(NamedTuple):
-    """One of the authors' weights, and which of ours it becomes.
+    """A weight of the original code, and our weights that contain its parts.
 
     Attributes:
-        key: The authors' name.
-        shape: Its shape.
-        targets: Our name for each of as many equal parts of the first axis. Parts of the same name
-            are joined, those of several weights too; a part without a name is left out.
+        key: Its name in the original code.
+        shape: Its expected shape.
+        targets: Our names. The first axis is split into equal parts, one for each name. Parts with
+            the same name are concatenated, also across weights. A part with an empty name is
+            dropped.
     """
 
     key: str
@@ -27,22 +28,22 @@ class Weight(NamedTuple):
 
 
 def layer(key: str, target: str, *shape: int) -> Iterator[Weight]:
-    """Yield weight and bias of a linear layer ``(out, into)`` or of a norm ``(dim,)``."""
+    """Yield weight and bias of a linear layer ``(out, in)`` or of a norm ``(dim,)``."""
     yield Weight(f"{key}.weight", shape, (f"{target}.weight",))
     yield Weight(f"{key}.bias", shape[:1], (f"{target}.bias",))
 
 
 def count_layers(weights: Mapping[str, Tensor], key: str) -> int:
-    """Return how many layers have a weight of this name, which holds ``{}`` for the number."""
+    """Count the layers; ``key`` names a weight of each, with ``{}`` for the layer's number."""
     return next(count for count in itertools.count(1) if key.format(count) not in weights)
 
 
 def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, Tensor]:
-    """Return our weights by name, of checked ones."""
+    """Return our weights by name, made from checked weights."""
     parts: dict[str, list[Tensor]] = {}
     for key, _, targets in tree:
         value = weights[key]
-        # A convolution over one step is a linear layer.
+        # A convolution with a kernel of one step is a linear layer.
         value = rearrange(value, "dim size 1 -> dim size") if value.ndim == 3 else value
         split = rearrange(value, "(parts dim) ... -> parts dim ...", parts=len(targets))
         for target, part in zip(targets, split, strict=True):
@@ -50,10 +51,8 @@ def convert(weights: Mapping[str, Tensor], tree: Iterable[Weight]) -> dict[str, 
     return {target: torch.cat(found) for target, found in parts.items() if target}
 
 
-def axis_of(
-    weights: Mapping[str, Tensor], key: str, axis: int, *, prefix: str, ndim: int = 2
-) -> int:
-    """Infer a size from a weight, or raise ValueError if it is missing or has other axes."""
+def axis_of(weights: Mapping[str, Tensor], prefix: str, key: str, axis: int, ndim: int = 2) -> int:
+    """Return the size of an axis of a weight; refuse a missing weight or another rank."""
     if key not in weights:
         projected = sorted(name for name in weights if str(name).startswith(prefix))
         hint = "It is all of the authors' model, with their names, and `model` says whose it is."
@@ -73,7 +72,7 @@ def describe(value: object) -> str:
 
 
 def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not exactly the expected ones, of one dtype on one device."""
+    """Refuse unexpected names or shapes, and weights of several dtypes or devices."""
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
     if missing or unexpected:

@@ -1,10 +1,10 @@
-"""Save and load checkpoints: all parameters or none."""
+"""Save checkpoints; load them completely or not at all."""
 
 import pickle
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def save_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
-    """Load a checkpoint of `save_checkpoint`, or change nothing.
+    """Load a checkpoint of `save_checkpoint`, completely or not at all.
 
     Names, shapes, dtypes, the order of the modalities and the number of heads are checked before
     the first parameter is changed, unlike in `torch.nn.Module.load_state_dict`. The file is read
@@ -60,7 +60,7 @@ def load_checkpoint(module: nn.Module, path: str | PathLike[str]) -> None:
                 f"{LOADER}: expected `path` to be of format {FORMAT!r}, got {saved['format']!r}. "
                 "Update grf-fusion."
             )
-        # Version 0.1.0 did not write the heads.
+        # Version 0.1.0 did not save ``num_heads``.
         if set(saved) | {"num_heads"} != PARTS:
             raise ValueError(
                 f"{LOADER}: expected `path` to hold {sorted(PARTS)}, as `save_checkpoint` writes "
@@ -93,16 +93,14 @@ def _read(path: str | PathLike[str]) -> object:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    """Return declared modalities and numbers of heads, by the name of the module that has them."""
+    """Return the format, and the modalities and numbers of heads by the name of their module."""
     orders: dict[str, list[str]] = {}
     num_heads: dict[str, int] = {}
-    for name, part in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
-        declared: object = getattr(part, "modalities", None)
-        if isinstance(declared, Mapping):
-            orders[name] = [str(key) for key in cast("Mapping[object, object]", declared)]
-        heads: object = getattr(part, "num_heads", None)
-        if isinstance(heads, int):
-            num_heads[name] = heads
+    for name, part in cast("Iterator[tuple[str, Any]]", module.named_modules()):
+        if isinstance(getattr(part, "modalities", None), Mapping):
+            orders[name] = [str(key) for key in part.modalities]
+        if isinstance(getattr(part, "num_heads", None), int):
+            num_heads[name] = part.num_heads
     return {"format": FORMAT, "orders": orders, "num_heads": num_heads}
 
 

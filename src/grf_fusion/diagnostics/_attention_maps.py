@@ -1,4 +1,4 @@
-"""What each step attends to."""
+"""Attention weights of each step."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,8 +44,8 @@ def attention_maps(
         order: Order of fusion, as in a call of the fusion.
 
     Returns:
-        The weights by modality, in the order of fusion, for all modalities that are a step; with
-        ``opening="first"`` the first is not. They are 0 for a sample that lacks the modality or
+        The weights by modality, in the order of fusion, for all modalities that have a step; with
+        ``opening="first"`` the first has none. They are 0 for a sample that lacks the modality or
         opens with it.
 
     Shape:
@@ -82,18 +82,28 @@ def attention_maps(
                 hooks.enter_context(handle)
         _, trace = fusion(features, masks=masks, present=present, order=order, return_trace=True)
     steps = read_trace(OWNER, trace)
-    # An only modality that opens is followed by an empty step that belongs to none.
+    # If a single modality opens the context, the fusion calls the block once without a modality.
     caught = caught[: len(steps.names)]
-    found = zip(steps.names, caught, steps.applied.unbind(1), strict=True)
-    return {name: _keep(weights, took) for name, weights, took in found}
+    maps: dict[str, AttentionWeights] = {}
+    for name, weights, applied in zip(steps.names, caught, steps.applied.unbind(1), strict=True):
+        if weights is None:
+            raise ShapeError(
+                f"{OWNER}: expected `block` to call the SymmetricCrossAttentionBlock that it "
+                "holds, got a step without a call."
+            )
+        skipped = ~applied.reshape(-1, 1, 1, 1, 1)
+        maps[name] = AttentionWeights(
+            *(None if part is None else part.masked_fill(skipped, 0.0) for part in weights)
+        )
+    return maps
 
 
 def _watch(
     block: nn.Module, caught: list[AttentionWeights | None]
 ) -> Iterator[torch.utils.hooks.RemovableHandle]:
-    """Record the weights of a block in every call."""
+    """Register hooks that record the attention weights of every call of a block."""
 
-    def take(module: nn.Module, _inputs: object, output: object) -> object:
+    def record(module: nn.Module, _inputs: object, output: object) -> object:
         values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
         weights = values[-1]
         if len(values) != 3 or not isinstance(weights, AttentionWeights):
@@ -111,11 +121,11 @@ def _watch(
         lambda _module, inputs, options: (inputs, options | {"need_weights": True}),
         with_kwargs=True,
     )
-    yield source.register_forward_hook(take)
+    yield source.register_forward_hook(record)
 
 
 def _source(block: nn.Module) -> nn.Module:
-    """Return the module that returns weights: the block itself, or ours inside it."""
+    """Return the module that computes the weights: the block itself, or our block inside it."""
     if "need_weights" in inspect.signature(block.forward).parameters:
         return block
     for part in block.modules():
@@ -124,17 +134,4 @@ def _source(block: nn.Module) -> nn.Module:
     raise ShapeError(
         f"{OWNER}: expected `block` to take `need_weights` or to hold a "
         f"SymmetricCrossAttentionBlock, got {type(block).__name__}."
-    )
-
-
-def _keep(weights: AttentionWeights | None, took: Tensor) -> AttentionWeights:
-    """Clear the weights of samples that did not take the step."""
-    if weights is None:
-        raise ShapeError(
-            f"{OWNER}: expected `block` to call the SymmetricCrossAttentionBlock that it holds, "
-            "got a step without a call."
-        )
-    skipped = ~took.reshape(-1, 1, 1, 1, 1)
-    return AttentionWeights(
-        *(None if part is None else part.masked_fill(skipped, 0.0) for part in weights)
     )

@@ -14,7 +14,7 @@ Features = Mapping[str, Tensor | None]
 
 @runtime_checkable
 class Fusion(Protocol):
-    """Common interface of `GatedRecurrentFusion` and the baselines, besides the call."""
+    """What `GatedRecurrentFusion` and the baselines have in common, apart from `forward`."""
 
     modalities: dict[str, int]
     presence: Callable[..., Tensor]
@@ -23,7 +23,8 @@ class Fusion(Protocol):
 class Call(NamedTuple):
     """A checked call of a fusion.
 
-    ``here`` is ``(batch, modalities)``: which samples have which modality, by ``names``.
+    ``here`` is ``(batch, modalities)``, with columns in the order of ``names``: True where a sample
+    has the modality.
     """
 
     fusion: nn.Module
@@ -33,7 +34,7 @@ class Call(NamedTuple):
     names: tuple[str, ...]
 
     def run(self, *present: Tensor) -> Tensor:
-        """Fuse the batch once for each ``(batch, modalities)``, to ``(times, batch, ...)``."""
+        """Fuse the batch once with each ``present``; return contexts ``(times, batch, ...)``."""
         times = len(present)
         context = self.fusion(
             _repeat(self.features, times),
@@ -52,7 +53,7 @@ def check_call(
     present: Tensor | None,
     **functions: object,
 ) -> Call:
-    """Check a fusion, the arguments of its call, and named functions of its context."""
+    """Check a fusion, the arguments of its call, and functions that take its context."""
     for argument, value in functions.items():
         if not callable(value):
             raise ShapeError(
@@ -83,7 +84,7 @@ def evaluating(module: nn.Module) -> Generator[None]:
 
 
 def measure(owner: str, metric: Callable[[Tensor], Any], context: Tensor) -> float:
-    """Return the metric of the batch; refuse what is not one number."""
+    """Return the metric of the batch; refuse a result that is not one number."""
     value = metric(context)
     single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
     if not single and (not isinstance(value, int | float) or isinstance(value, bool)):

@@ -21,7 +21,7 @@ class LeaveOneOut(NamedTuple):
     Attributes:
         names: The modalities in declared order, the columns of the other attributes.
         values: ``(batch, modalities)`` in the unit of the score, exactly 0 for a missing modality.
-        mean: ``(modalities,)``: mean over the samples that have the modality; NaN without any.
+        mean: ``(modalities,)``: mean over the samples that have the modality; NaN if none does.
         full: ``(batch,)``: the score given all modalities of the sample.
     """
 
@@ -38,7 +38,7 @@ class ShapleyValues(NamedTuple):
         names: The modalities in declared order, the columns of the other attributes.
         values: ``(batch, modalities)`` in the unit of the score, exactly 0 for a missing modality;
             a row sums to ``full - empty``.
-        mean: ``(modalities,)``: mean over the samples that have the modality; NaN without any.
+        mean: ``(modalities,)``: mean over the samples that have the modality; NaN if none does.
         standard_error: ``(batch, modalities)`` of ``values``: 0 if they are exact.
         full: ``(batch,)``: the score given all modalities of the sample.
         empty: ``(batch,)``: the score without any modality.
@@ -97,12 +97,11 @@ def leave_one_out(
     owner = "leave_one_out"
     expect_size(owner, "rows", rows)
     call = check_call(owner, fusion, features, masks, present, value=value)
-    count = len(call.names)
-    everything = torch.ones(1, count, dtype=torch.bool)
-    coalitions = torch.cat((everything, ~torch.eye(count, dtype=torch.bool)))
+    # Row k lacks modality k, and the last row has all.
+    coalitions = ~torch.eye(len(call.names) + 1, len(call.names), dtype=torch.bool)
     scores = _scores(owner, call, coalitions, value, rows)
-    values = (scores[0] - scores[1:]).T.masked_fill(~call.here, 0.0)
-    return LeaveOneOut(call.names, values, mean_where(values, call.here), scores[0])
+    values = (scores[-1] - scores[:-1]).T.masked_fill(~call.here, 0.0)
+    return LeaveOneOut(call.names, values, mean_where(values, call.here), scores[-1])
 
 
 def shapley_values(
@@ -174,13 +173,13 @@ def shapley_values(
         values, error = _divide(scores, count), torch.zeros_like(call.here, dtype=scores.dtype)
         empty, full = scores[0], scores[-1]
     else:
-        luck = draw(generator, permutations or USUAL_PERMUTATIONS, count)
-        place = luck.argsort(dim=1).argsort(dim=1).cpu()
+        drawn = draw(generator, permutations or USUAL_PERMUTATIONS, count)
+        place = drawn.argsort(dim=1).argsort(dim=1).cpu()
         before = place.unsqueeze(1) < torch.arange(count + 1, device="cpu").unsqueeze(1)
         scores = _scores(owner, call, before.flatten(0, 1), value, rows)
         scores = scores.reshape(*before.shape[:2], len(call.here))
         empty, full = scores[0, 0], scores[0, -1]
-        # ``(orders, batch, place)``, and with the places sorted back ``(orders, batch, modality)``.
+        # From ``(orders, batch, place)`` to ``(orders, batch, modality)``.
         gains = scores.diff(dim=1).transpose(1, 2)
         gains = gains.gather(2, place.to(gains.device).unsqueeze(1).expand_as(gains))
         values = gains.mean(dim=0)
@@ -193,9 +192,9 @@ def shapley_values(
 def _scores(
     owner: str, call: Call, coalitions: Tensor, value: Callable[[Tensor], Tensor], rows: int
 ) -> Tensor:
-    """Return the score of every sample by every set of modalities, ``(sets, batch)``."""
+    """Return the score of every sample given each set of modalities, ``(sets, batch)``."""
     scores: list[Tensor] = []
-    # Orders share many sets; each is computed once.
+    # Random orders share many sets. Each set is computed once.
     unique = coalitions.unique  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     distinct, places = cast("tuple[Tensor, Tensor]", unique(dim=0, return_inverse=True))
     at_once = max(1, rows // max(1, len(call.here)))
@@ -210,7 +209,10 @@ def _scores(
 
 
 def _divide(scores: Tensor, count: int) -> Tensor:
-    """Return exact values ``(batch, modalities)``; bit k of a set's number is 1 if it has k."""
+    """Return exact values ``(batch, modalities)`` from the scores of all sets.
+
+    Bit k of a row's index is 1 if the set contains modality k.
+    """
     columns: list[Tensor] = []
     for k in range(count):
         without = [number for number in range(2**count) if not number >> k & 1]

@@ -14,12 +14,12 @@ OWNER = "gate_statistics"
 class GateStatistics(NamedTuple):
     """Gates z of each step, in [0, 1]: 0 keeps the context, 1 overwrites it.
 
-    All have the shape ``(steps,)``. Samples that lack the modality or open with it are excluded; if
-    none is left, all but ``samples`` are NaN.
+    All tensors have the shape ``(steps,)``. Samples that lack the modality or open with it are
+    excluded. If none is left, all but ``samples`` are NaN.
 
     Attributes:
-        steps: Names of the modalities that are a step, in the order of fusion: all with a learned
-            opening, all but the first otherwise.
+        steps: Names of the modalities that have a step, in the order of fusion. With a learned
+            opening these are all modalities, otherwise all but the first.
         samples: Number of samples included.
         mean: Mean over these samples and the features.
         spread: Standard deviation over the same.
@@ -65,18 +65,18 @@ def gate_statistics(trace: FusionTrace, *, saturation: float = 0.05) -> GateStat
     """
     expect_number(OWNER, "saturation", saturation, "a number in (0, 0.5)", above=0, below=0.5)
     steps = read_trace(OWNER, trace)
-    gates, took = steps.gates, steps.applied.unsqueeze(-1)
+    gates, applied = steps.gates, steps.applied.unsqueeze(-1)
 
     def mean(values: Tensor) -> Tensor:
-        return mean_where(values, took).mean(dim=-1)
+        return mean_where(values, applied).mean(dim=-1)
 
-    usual = mean(gates)
-    variance = mean_where((gates - mean_where(gates, took)).square(), took)
+    centre = mean(gates)
+    variance = mean_where((gates - mean_where(gates, applied)).square(), applied)
     return GateStatistics(
         steps=steps.names,
         samples=steps.applied.sum(dim=0),
-        mean=usual,
-        spread=mean((gates - usual.unsqueeze(-1)).square()).sqrt(),
+        mean=centre,
+        spread=mean((gates - centre.unsqueeze(-1)).square()).sqrt(),
         between_samples=variance.sqrt().mean(dim=-1),
         closed=mean((gates < saturation).to(gates.dtype)),
         open=mean((gates > 1 - saturation).to(gates.dtype)),

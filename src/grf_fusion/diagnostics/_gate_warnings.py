@@ -1,5 +1,6 @@
 """Warnings about gates that do not work as intended."""
 
+import math
 from typing import Literal, NamedTuple
 
 from grf_fusion._chain.state import FusionTrace
@@ -62,7 +63,7 @@ def gate_warnings(
 
     The means are over the features and the samples that have the modality; for a collapse only over
     samples that had another modality before. The spread is `GateStatistics.between_samples`. It is
-    checked if at least two samples have the modality, and if the gate has none of the other two
+    checked if at least two samples have the modality, and if the gate has neither of the other two
     problems. The limits are rules of thumb for a trained model. Use a few hundred samples of a
     validation set.
 
@@ -89,31 +90,26 @@ def gate_warnings(
         >>> [(finding.kind, finding.modality) for finding in found]
         [('constant gate', 'text'), ('context collapse', 'audio')]
     """
-    limits = {
-        "erased_below": erased_below,
-        "closed_below": closed_below,
-        "constant_below": constant_below,
-    }
-    for argument, limit in limits.items():
-        expect_number(OWNER, argument, limit, "a number in (0, 1)", above=0, below=1)
+    rule = "a number in (0, 1)"
+    expect_number(OWNER, "erased_below", erased_below, rule, above=0, below=1)
+    expect_number(OWNER, "closed_below", closed_below, rule, above=0, below=1)
+    expect_number(OWNER, "constant_below", constant_below, rule, above=0, below=1)
     steps = read_trace(OWNER, trace)
     numbers = gate_statistics(trace)
     found: list[GateWarning] = []
     for step, name in enumerate(numbers.steps):
         had_before = steps.applied[:, step] & steps.present[:, : step + steps.first].any(dim=1)
-        # Means over no sample are NaN, which is below no limit.
-        mean = numbers.mean[step].item()
+        # A mean over no samples is NaN, which is not below any limit.
         kept = (1 - steps.gates[had_before, step]).mean().item()
-        spread = numbers.between_samples[step].item()
-        if kept < erased_below:
-            found.append(_warn("context collapse", name, kept, erased_below))
-        elif mean < closed_below:
-            found.append(_warn("never let in", name, mean, closed_below))
-        elif int(numbers.samples[step]) > 1 and spread < constant_below:
-            found.append(_warn("constant gate", name, spread, constant_below))
+        spread = numbers.between_samples[step].item() if numbers.samples[step] > 1 else math.nan
+        measures: list[tuple[Kind, float, float]] = [
+            ("context collapse", kept, erased_below),
+            ("never let in", numbers.mean[step].item(), closed_below),
+            ("constant gate", spread, constant_below),
+        ]
+        for kind, measured, limit in measures:
+            if measured < limit:
+                message = MESSAGES[kind].format(name=name, measured=measured, limit=limit)
+                found.append(GateWarning(kind, name, measured, limit, message))
+                break
     return found
-
-
-def _warn(kind: Kind, name: str, measured: float, limit: float) -> GateWarning:
-    message = MESSAGES[kind].format(name=name, measured=measured, limit=limit)
-    return GateWarning(kind, name, measured, limit, message)

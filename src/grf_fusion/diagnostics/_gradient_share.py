@@ -25,7 +25,7 @@ class GradientShare(NamedTuple):
         shares: ``(batch, modalities)``: the same divided by its sum; a row sums to 1, or is 0 if
             there is no gradient.
         mean: ``(modalities,)``: mean of ``shares`` over the samples that have the modality; NaN
-            without any.
+            if none does.
     """
 
     names: tuple[str, ...]
@@ -90,9 +90,9 @@ def gradient_share(
     projected: dict[str, Tensor] = {}
 
     def catch(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        # A leaf: what stands before it is not asked for, frozen or not.
+        # A leaf ends the backward pass, so that frozen parameters before it do not matter.
         leaf = output.detach().requires_grad_()
-        # The first call is the modality's; a second one only keeps parameters in the graph.
+        # Only the first call projects the modality. A second one keeps parameters in the graph.
         projected.setdefault(name, leaf)
         return leaf
 
@@ -112,13 +112,9 @@ def gradient_share(
             )
         leaves = [projected[name] for name in call.names]
         gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
-    norms = torch.stack([_norm(gradient) for gradient in gradients], dim=1)
-    norms = norms.masked_fill(~call.here, 0.0)
+    rows = [g.flatten(1).to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    columns = [cast(Tensor, torch.linalg.vector_norm(x, dim=1)) for x in rows]  # pyright: ignore[reportUnknownMemberType]
+    norms = torch.stack(columns, dim=1).masked_fill(~call.here, 0.0)
     whole = norms.sum(dim=1, keepdim=True)
     shares = norms / whole.masked_fill(whole == 0, 1.0)
     return GradientShare(call.names, norms, shares, mean_where(shares, call.here))
-
-
-def _norm(gradient: Tensor) -> Tensor:
-    rows = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).flatten(1)
-    return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))  # pyright: ignore[reportUnknownMemberType]

@@ -1,17 +1,15 @@
-"""What looks wrong in a batch, said as a guess."""
+"""Hints about possible mistakes in a batch."""
 
 from collections.abc import Iterator
 
-import torch
-
 from grf_fusion.diagnostics._calls import Call
 
-# A mask that drops more than it keeps in this share of the samples is more likely inverted.
+# A mask is probably inverted if it masks most steps in at least this share of the samples.
 NEARLY_ALL = 0.9
 
 
 def hints_of(call: Call) -> Iterator[str]:
-    """Yield a sentence for each thing in a checked call that looks wrong."""
+    """Yield a sentence for each possible mistake in a checked call."""
     for name, here in zip(call.names, call.here.unbind(1), strict=True):
         features, mask = call.features.get(name), call.masks.get(name)
         if features is None or not bool(here.any()):
@@ -20,10 +18,9 @@ def hints_of(call: Call) -> Iterator[str]:
                 "is False throughout."
             )
             continue
-        # Only samples that have it say anything about its mask.
+        # The masks of samples without the modality may be empty, so they are not checked.
         values = features.detach()[here]
-        all_real = torch.ones_like(values[..., 0], dtype=torch.bool)
-        real = all_real if mask is None else mask[here].bool()
+        real = here.new_ones(values.shape[:2]) if mask is None else mask[here].bool()
         fewer = int((2 * real.sum(dim=1) < real.shape[1]).sum())
         if fewer >= NEARLY_ALL * len(real):
             yield (
@@ -40,7 +37,7 @@ def hints_of(call: Call) -> Iterator[str]:
         if broken:
             yield f"Features of {name!r}: real steps hold NaN or infinity in {broken} samples."
         zeros = int((real & (values == 0).all(dim=2))[:, -1].sum())
-        # One step is a vector, which has no padding.
+        # A modality with a single step is a vector, which has no padding.
         if zeros and values.shape[1] > 1:
             yield (
                 f"Features of {name!r}: the last step is all zeros and counts as real in {zeros} "

@@ -16,7 +16,7 @@ class MissingCurve(NamedTuple):
     """A metric by the number of modalities removed from every sample.
 
     Attributes:
-        missing: Number of removed modalities, from 0 to one less than there are.
+        missing: Numbers of removed modalities, from 0 to all but one.
         values: ``(len(missing), draws)`` in the unit of the metric; row 0 holds one number.
     """
 
@@ -77,9 +77,9 @@ def missing_curve(
     with evaluating(fusion):
         for missing in range(count):
             for column in range(draws if missing else 1):
-                # Those that are not there come last, so that they are not among the taken.
-                luck = draw(generator, batch, count).to(call.here.device)
-                place = luck.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
+                # Missing modalities are ranked last, so that none of them counts as removed.
+                drawn = draw(generator, batch, count).to(call.here.device)
+                place = drawn.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
                 context = call.run(call.here & (place >= missing))[0]
                 values[missing, column] = measure(OWNER, metric, context)
     values[0] = values[0, 0]

@@ -14,7 +14,7 @@ from grf_fusion.diagnostics._calls import check_call, draw, evaluating, measure
 
 OWNER = "order_sensitivity"
 MOST_EXACT = 5
-USUAL_ORDERS = 120
+USUAL_ORDERS = math.factorial(MOST_EXACT)
 
 
 class OrderSensitivity(NamedTuple):
@@ -97,9 +97,7 @@ def order_sensitivity(
     fixed = 1 if fusion.units is not None and fusion.opening == "first" else 0
     head, free = call.names[:fixed], call.names[fixed:]
     count = math.factorial(len(free))
-    if orders is None:
-        orders = count if len(free) <= MOST_EXACT else USUAL_ORDERS
-    orders = min(orders, count)
+    orders = min(USUAL_ORDERS if orders is None else orders, count)
     chosen = [head + tail for tail in _permutations(free, orders, generator)]
     values: list[float] = []
     with evaluating(fusion):

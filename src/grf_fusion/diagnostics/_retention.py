@@ -68,18 +68,18 @@ def retention(trace: FusionTrace) -> Retention:
         True
     """
     steps = read_trace("retention", trace)
-    # A modality that opens every context has no gate.
+    # A modality that opens every context has no gate: pad with 0.
     gates = nn.functional.pad(steps.full_gates, (0, 0, 0, 0, steps.first, 0))
     opener = steps.present & (steps.present.cumsum(dim=1) <= steps.first)
-    # Entry k is what the steps from k to the end let through.
-    through = (1 - gates).flip(1).cumprod(dim=1).flip(1)
-    later = torch.cat((through[:, 1:], torch.ones_like(through[:, :1])), dim=1)
+    # Entry k is the share of the context before step k that is left at the end.
+    kept = (1 - gates).flip(1).cumprod(dim=1).flip(1)
+    later = torch.cat((kept[:, 1:], torch.ones_like(kept[:, :1])), dim=1)
     shares = torch.where(opener[..., None, None], 1.0, gates) * later
     real = steps.mask[:, None, :, None]
     count = real.sum(dim=2).clamp(min=1)
-    shares, through = (x.masked_fill(~real, 0.0).sum(dim=2) / count for x in (shares, through))
-    nothing = ~steps.present.any(dim=1, keepdim=True)
-    start = through[:, 0] if steps.first == 0 else nothing.to(gates).expand(shares[:, 0].shape)
+    shares, kept = (x.masked_fill(~real, 0.0).sum(dim=2) / count for x in (shares, kept))
+    empty = ~steps.present.any(dim=1, keepdim=True)
+    start = kept[:, 0] if steps.first == 0 else empty.to(gates).expand(shares[:, 0].shape)
     by_sample = shares.mean(dim=-1)
     return Retention(
         order=steps.order,

@@ -22,11 +22,11 @@ class Summary(NamedTuple):
         fusion: Class of the fusion.
         samples: Number of samples.
         modalities: Names in declared order, which is the order of all tuples.
-        widths: Feature width of each.
+        widths: Feature width of each modality.
         present: Number of samples that have each modality.
         real_steps: Real steps of each, in the samples that have it.
         steps: All steps of each in the batch; 0 if it was omitted.
-        parameters: Parameters that belong to each alone, such as its projection.
+        parameters: Parameters of each modality alone, such as its projection.
         shared_parameters: The other parameters of the fusion.
         operations: Additional floating-point operations of the batch with each modality: two per
             multiply-add, for all steps, including padded ones.
@@ -49,7 +49,7 @@ class Summary(NamedTuple):
 
     @override
     def __str__(self) -> str:
-        """Write the table."""
+        """Write the table and the hints."""
         total = sum(self.parameters) + self.shared_parameters
         steps = list(zip(self.real_steps, self.steps, strict=True))
         columns = [
@@ -116,12 +116,9 @@ def summary(
         Mask of 'text': steps are masked before the first real one in 3 samples. If they are ...
     """
     call = check_call(OWNER, fusion, features, masks, present)
-    declared = check_modalities(OWNER, call.fusion.modalities)
+    widths = check_modalities(OWNER, call.fusion.modalities)
     own = _own_parameters(fusion, call.names)
-    everything = sum(parameter.numel() for parameter in fusion.parameters())
-    given = [name for name in call.names if features.get(name) is not None]
-    total = _operations(call, given)
-    costs = {name: total - _operations(call, [n for n in given if n != name]) for name in given}
+    total = _operations(call)
     real: list[int] = []
     steps: list[int] = []
     for name, here in zip(call.names, call.here.unbind(1), strict=True):
@@ -133,20 +130,20 @@ def summary(
         type(fusion).__name__,
         len(call.here),
         call.names,
-        tuple(declared.values()),
+        tuple(widths.values()),
         tuple(int(column.sum()) for column in call.here.unbind(1)),
         tuple(real),
         tuple(steps),
         tuple(own[name] for name in call.names),
-        everything - sum(own.values()),
-        tuple(costs.get(name, 0) for name in call.names),
+        sum(parameter.numel() for parameter in fusion.parameters()) - sum(own.values()),
+        tuple(total - _operations(call, without=name) for name in call.names),
         total,
         tuple(hints_of(call)),
     )
 
 
 def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]:
-    """Count the parameters in dictionaries by modality; the outermost one decides."""
+    """Count the parameters of each modality; in nested dictionaries the outermost key counts."""
     counts = dict.fromkeys(names, 0)
     seen: set[nn.Parameter] = set()
     for module in fusion.modules():
@@ -158,13 +155,13 @@ def _own_parameters(fusion: nn.Module, names: Collection[str]) -> dict[str, int]
     return counts
 
 
-def _operations(call: Call, names: Collection[str]) -> int:
-    """Count what the batch costs with some of its modalities; nothing costs nothing."""
-    if not names:
+def _operations(call: Call, without: str | None = None) -> int:
+    """Count the operations of the batch without one modality; 0 if there is no other."""
+    features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n != without}
+    if not features:
         return 0
-    features = {n: x.to("meta") for n, x in call.features.items() if x is not None and n in names}
     weights = {name: x.to("meta") for name, x in call.fusion.state_dict().items()}
-    # Without masks, so that no step is left out, whatever the values.
+    # No masks are passed, so that the fusion cannot skip padded steps.
     with evaluating(call.fusion), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(call.fusion, weights, (features,))
     return counter.get_total_flops()

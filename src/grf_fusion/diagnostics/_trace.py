@@ -1,4 +1,4 @@
-"""The steps of a trace, for all diagnostics."""
+"""Check a trace and return its steps, for all diagnostics."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from grf_fusion._checks.arguments import ShapeError, expect_shape, expect_tensor
 
 
 class Steps(NamedTuple):
-    """A checked trace: all modalities in the order of fusion, and the gates of those with a step.
+    """A checked trace, in the order of fusion.
 
     Attributes:
-        order: Names of the modalities.
-        present: ``(batch, modalities)``.
-        first: The first modality that has a step: 0 if every sample starts from a learned vector,
-            1 if modalities open the context.
-        names: Names of the steps.
-        gates: ``(batch, steps, dim)``, at least float32: 0 if none was applied.
-        applied: ``(batch, steps)``: where one was.
-        full_gates: ``(batch, steps, time, dim)``: the gates before the mean over the time steps of
-            a context that is a sequence; ``time`` is 1 for one vector.
-        mask: ``(batch, time)``: the real ones of these time steps.
+        order: Names of all modalities.
+        present: ``(batch, modalities)``: which samples have which modality.
+        first: Index of the first modality that has a step: 0 with a learned opening, otherwise 1.
+        names: Names of the modalities that have a step, ``order[first:]``.
+        gates: ``(batch, steps, dim)``, at least float32: the mean of ``full_gates`` over the real
+            time steps. 0 if the sample has no such step.
+        applied: ``(batch, steps)``: which samples have which step.
+        full_gates: ``(batch, steps, time, dim)``: all gates; ``time`` is 1 if the context is one
+            vector.
+        mask: ``(batch, time)``: the real time steps of the context.
     """
 
     order: tuple[str, ...]
@@ -36,9 +36,9 @@ class Steps(NamedTuple):
 
 
 def read_trace(owner: str, trace: object) -> Steps:
-    """Return the steps of a trace; refuse what is none, or inconsistent.
+    """Return the steps of a trace; refuse another type and inconsistent tensors.
 
-    A learned opening is recognised by the gates: the first modality then has one too.
+    A trace has a gate for every modality only if the opening is learned.
     """
     if not isinstance(trace, FusionTrace):
         raise ShapeError(
@@ -63,7 +63,7 @@ def read_trace(owner: str, trace: object) -> Steps:
     else:
         full = part("time_gates", batch=batch, steps=count - first, time=None, dim=dim)
         mask = part("time_mask", batch=batch, time=full.shape[2]).bool()
-    # With no learned opening, the first modality that a sample has opens its context.
+    # Without a learned opening, the first modality that a sample has opens its context.
     applied = present & (present.cumsum(dim=1) > first)
     return Steps(
         order=order,
@@ -78,5 +78,5 @@ def read_trace(owner: str, trace: object) -> Steps:
 
 
 def mean_where(values: Tensor, here: Tensor) -> Tensor:
-    """Mean of each column over the samples marked in ``here``; NaN without any."""
+    """Return the mean over the samples where ``here`` is True; NaN if there are none."""
     return values.masked_fill(~here, 0.0).sum(dim=0) / here.sum(dim=0)

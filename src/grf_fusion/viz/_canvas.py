@@ -1,7 +1,7 @@
 """Shared code of all figures: axes, colours, and the only import of matplotlib."""
 
 # pyright: reportUnknownMemberType=false
-# (matplotlib leaves the types of keyword arguments open.)
+# (matplotlib does not annotate all keyword arguments.)
 
 from typing import cast
 
@@ -37,13 +37,13 @@ def choose_colours(count: int) -> list[str]:
 
 
 def readable_on(colour: str) -> str:
-    """Return black or white, whichever has more contrast."""
+    """Return black or white, whichever has more contrast with a colour."""
     red, green, blue = colors.to_rgb(colour)
     return "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
 
 
 def list_of(values: Tensor) -> list[float]:
-    """Return the numbers of a vector."""
+    """Convert a vector to a list of numbers."""
     return cast("list[float]", values.tolist())
 
 

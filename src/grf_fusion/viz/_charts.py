@@ -1,4 +1,4 @@
-"""Shares that remain in the context, and a metric against missing modalities and the order."""
+"""Charts of retention, missing curves and order sensitivity."""
 
 # pyright: reportUnknownMemberType=false
 
@@ -22,7 +22,7 @@ from grf_fusion.viz._canvas import (
     readable_on,
 )
 
-# A share that is wide enough for a label inside its bar.
+# The smallest share whose part of the bar has room for a label.
 LABELLED = 0.05
 
 
@@ -46,9 +46,9 @@ def plot_retention(
         ShapeError: If a group has another shape or no sample.
     """
     shares = torch.cat((retention.start.unsqueeze(1), retention.shares), dim=1).detach().cpu()
-    everybody = torch.ones(len(shares), dtype=torch.bool)
     bars: list[Tensor] = []
-    groups = {"all samples": everybody} if groups is None else groups
+    if groups is None:
+        groups = {"all samples": torch.ones(len(shares))}
     for name, samples in groups.items():
         argument = f"groups[{name!r}]"
         chosen = expect_tensor("plot_retention", argument, samples)
@@ -73,7 +73,7 @@ def plot_retention(
     ax.set_xticks(range(len(bars)), list(groups))
     ax.set(ylabel="share of the final context (%)", ylim=(0, 1))
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
-    # Upside down, so that the legend reads as the bars are stacked.
+    # Reversed, so that the legend has the order of the stacked bars.
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(
         handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8,
@@ -105,9 +105,8 @@ def plot_missing_curve(
         curves.items(), choose_colours(len(curves)), MARKERS * len(curves), strict=False
     ):
         x, values = list(curve.missing), curve.values
-        ax.plot(
-            x, list_of(values.mean(dim=1)), color=colour, marker=marker, label=name, markersize=5
-        )
+        mean = list_of(values.mean(dim=1))
+        ax.plot(x, mean, color=colour, marker=marker, label=name, markersize=5)
         low, high = list_of(values.amin(dim=1)), list_of(values.amax(dim=1))
         ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     most = max(max(curve.missing) for curve in curves.values())
@@ -134,10 +133,8 @@ def plot_order_sensitivity(
     values, places = sensitivity.values.sort()
     declared = int((places == 0).nonzero())
     ax = choose_axes(ax)
-    kind = "all" if sensitivity.every else "drawn"
-    ax.scatter(
-        range(1, len(values) + 1), list_of(values), s=14, color=BLUE, label=f"order ({kind})"
-    )
+    label = "order (all)" if sensitivity.every else "order (drawn)"
+    ax.scatter(range(1, len(values) + 1), list_of(values), s=14, color=BLUE, label=label)
     ax.scatter(
         [declared + 1], [float(values[declared])], s=60, color=RED, marker="D",
         edgecolors="black", label="declared order", zorder=3,

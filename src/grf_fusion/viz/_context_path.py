@@ -65,27 +65,25 @@ def plot_context_path(
     for label, colour, marker in zip(
         classes, choose_colours(len(classes)), MARKERS * len(classes), strict=False
     ):
-        mine = labels == label
-        x, y = (list_of(column) for column in cloud[mine].unbind(dim=1))
+        chosen = labels == label
+        x, y = (list_of(column) for column in cloud[chosen].unbind(dim=1))
         text = str(label) if names is None else names[label]
-        # Small points behind, and the path with its markers in front of all of them.
+        # Samples are small points behind the path.
         ax.scatter(x, y, s=9, color=colour, alpha=0.35, marker=marker, linewidths=0, label=text)
         if step is None:
-            x, y = (list_of(column) for column in points[mine].mean(dim=0).unbind(dim=1))
+            x, y = (list_of(column) for column in points[chosen].mean(dim=0).unbind(dim=1))
             ax.plot(
                 x, y, color=colour, marker=marker, markersize=5, markeredgecolor="black",
                 markeredgewidth=0.6, linewidth=1.5, zorder=3,
             )  # fmt: skip
-            # Where the way begins and where it ends.
+            # The start and the end of the path.
             ax.scatter(
                 [x[0], x[-1]], [y[0], y[-1]], s=[35, 90], color=["white", colour], marker=marker,
                 edgecolors="black", zorder=4,
             )  # fmt: skip
-    where = f"class means from {order[0]} (white) to {order[-1]} (large)"
-    if step is not None:
-        where = f"after {order[step]}"
+    path = f"class means from {order[0]} (white) to {order[-1]} (large)"
     ax.set(
-        title=where,
+        title=path if step is None else f"after {order[step]}",
         xlabel=f"principal component 1 ({explained[0]:.0%} of variance)",
         ylabel=f"principal component 2 ({explained[1]:.0%})",
     )
@@ -96,13 +94,13 @@ def plot_context_path(
 
 
 def _project(contexts: Tensor) -> tuple[Tensor, list[float]]:
-    """Return the contexts in the plane of largest variance, and the share of each axis."""
+    """Return the first two principal components of the contexts, and their shares of variance."""
     rows = contexts.flatten(0, 1)
     centred = rows - rows.mean(dim=0)
     scatter = centred.T @ centred
     variances, directions = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(scatter))
     directions = directions.flip(1)[:, :2]
-    # A direction has no sign of its own: let its largest entry be positive.
+    # The sign of an eigenvector is arbitrary, so its largest entry is made positive.
     signs = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()
     total = variances.sum().clamp(min=torch.finfo(variances.dtype).tiny)
     shares = list_of(variances.flip(0)[:2] / total)

@@ -107,7 +107,7 @@ def plot_attention(
 def _draw(
     ax: Axes | None, rows: Tensor, label: str, *, most: float | None = None, **texts: str
 ) -> Axes:
-    """Draw numbers from 0 up; NaN is grey."""
+    """Draw numbers as colours, from 0 up to ``most`` or the largest; NaN is grey."""
     ax = choose_axes(ax)
     image = ax.imshow(
         rows.cpu().double().numpy(), aspect="auto", interpolation="nearest", vmin=0.0, vmax=most,
