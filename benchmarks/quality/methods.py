@@ -28,10 +28,10 @@ GRF = "GRF"
 CROSS = "cross-modal attention"
 POOLED = "concatenation, pooled"
 GROUPS = {
-    "reference": "Classical, on summaries",
+    "reference": "Classical methods on summary statistics",
     "baseline": "Baselines",
-    "grf": "GRF and its modes",
-    "ablation": "GRF, one thing changed",
+    "grf": "GRF and other configurations of it",
+    "ablation": "GRF with one change",
     "single": "Each modality alone",
     "order": "GRF in other orders",
 }
