@@ -105,15 +105,19 @@ def test_each_part_has_a_line_where_it_ran() -> None:
 def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     text = evidence.evidence(made_up())
     assert (
-        f"- **Raw features, all modalities present**: use **{GRF}**, mean rank 1.5 among 3 fusions on "
-        f"2 sets; next is {POOLED} (2.0). GRF is ahead of it on 1 of 2 sets, level on 0 and behind on "
+        f"- **Raw features, all modalities present**: use **{GRF}**, mean rank 1.5 among 3 "
+        "fusions on "
+        f"2 sets; next is {POOLED} (2.0). GRF is ahead of it on 1 of 2 sets, level on 0 and "
+        "behind on "
         "1."
     ) in text
     # Ranks 2 and 1 against 1 and 3.
-    assert f"half missing**: use **{GRF}**, mean rank 1.5 among 3 fusions on 2 sets; next is" in text
+    assert f"half missing**: use **{GRF}**, mean rank 1.5 among 3 fusions on 2 sets; next" in text
     assert (
-        f"**Encoded features, about half missing**: use **{GRF}**, mean rank 1.0 among 2 fusions on 1 "
-        f"set; next is {POOLED} (2.0). GRF is ahead of it on 1 of 1 sets, level on 0 and behind on 0."
+        f"**Encoded features, about half missing**: use **{GRF}**, mean rank 1.0 among 2 fusions "
+        "on 1 "
+        f"set; next is {POOLED} (2.0). GRF is ahead of it on 1 of 1 sets, level on 0 and behind "
+        "on 0."
     ) in text
     worse = [
         summary(
@@ -124,7 +128,8 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     ]
     text = evidence.evidence(worse)
     assert (
-        f"modalities present**: use **{CROSS}**, mean rank 1.0 among 2 fusions on 1 set; {GRF} has 2.0. "
+        f"modalities present**: use **{CROSS}**, mean rank 1.0 among 2 fusions on 1 set; {GRF} "
+        "has 2.0. "
         "GRF is ahead of it on 0 of 1 sets, level on 0 and behind on 1."
     ) in text
 
@@ -139,7 +144,8 @@ def test_a_tie_is_no_advice() -> None:
         ]
     )
     assert (
-        f"present**: **{GRF}** and **{CROSS}** tie, mean rank 1.5 among 2 fusions on 2 sets. GRF is "
+        f"present**: **{GRF}** and **{CROSS}** tie, mean rank 1.5 among 2 fusions on 2 sets. GRF "
+        "is "
         f"ahead of {CROSS} on 1 of 2 sets, level on 1 and behind on 0."
     ) in text
     assert f"about half missing**: use **{GRF}**, mean rank 1.0 among 2" in text
@@ -163,8 +169,10 @@ def test_the_fastest_half_is_advised_where_steps_were_timed() -> None:
     text = evidence.evidence(made_up())
     # The geometric mean of a quarter and a tenth.
     assert (
-        f"**Little time to train**: use {POOLED}. Its training step takes 0.16 times as long as GRF's "
-        "(geometric mean of 2 sets). With all modalities present, GRF is ahead of it on 2 of 3 sets, "
+        f"**Little time to train**: use {POOLED}. Its training step takes 0.16 times as long as "
+        "GRF's "
+        "(geometric mean of 2 sets). With all modalities present, GRF is ahead of it on 2 of 3 "
+        "sets, "
         "level on 0 and behind on 1."
     ) in text
     assert "Little time" not in evidence.evidence(made_up()[2:])
@@ -196,7 +204,8 @@ def test_the_table_has_six_columns_and_a_best_other_for_each_condition() -> None
 def test_conclusions_say_where_grf_is_ahead_of_all_and_where_behind_one() -> None:
     text = evidence.evidence(made_up())
     assert (
-        "1. **Raw features, all modalities present** (2 sets): GRF is ahead of every other fusion on "
+        "1. **Raw features, all modalities present** (2 sets): GRF is ahead of every other fusion "
+        "on "
         f"1 (mfeat) and behind another fusion on 1 (rosmap: {POOLED})."
     ) in text
     assert (
@@ -204,7 +213,8 @@ def test_conclusions_say_where_grf_is_ahead_of_all_and_where_behind_one() -> Non
     ) in text
     assert (
         f"5. **Against {POOLED}**: GRF is ahead of it in 4 of 6 comparisons, level in 1 and "
-        "behind in 1; the mean difference is +0.057. **No correction**: this page rests on 10 intervals"
+        "behind in 1; the mean difference is +0.057. **No correction**: this page rests on 10 "
+        "intervals"
     ) in text
     assert re.findall(r"^\d\. ", text, re.MULTILINE) == [f"{k}. " for k in range(1, 6)]
     alone = [summary("mfeat", row(GRF, 0.5, 0.5, minus=(0, 0)), row(CROSS, 0.9, 0.4, minus=(0, 0)))]

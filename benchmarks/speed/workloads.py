@@ -10,12 +10,12 @@ FORWARD, TRAIN, TRAIN_DROPOUT, MEMORY = "forward", "training", "training, dropou
 ALL = (FORWARD, TRAIN, TRAIN_DROPOUT, MEMORY)
 
 TITLES = {
-    "A": "CMU-MOSI's unaligned shapes: batch 32, lengths 50, 375 and 500, 20 to 100 % of the steps real",
+    "A": "CMU-MOSI, unaligned: batch 32, lengths 50, 375 and 500, 20 to 100 % of steps real",
     "B": "the same three modalities, batch 32, all of length 50, no padding",
-    "B ragged": "the same three modalities, batch 32, length 50, 20 to 100 % of the steps real",
+    "B ragged": "the same three modalities, batch 32, length 50, 20 to 100 % of steps real",
     "C": "n modalities of length 50 and width 64, batch 16, no padding",
     "D": "three modalities of equal length and width 64, batch 4, no padding",
-    "E": "streaming: batch 1, text (50) and audio (375) cached, a chunk of vision of the given length",
+    "E": "streaming: batch 1, text (50) and audio (375) cached, a chunk of vision of this length",
     "F": "tiny inputs: batch 1, three modalities of length 1 to 8, no masks",
 }
 

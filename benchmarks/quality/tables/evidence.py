@@ -64,7 +64,8 @@ def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) ->
 
 def _advice(summaries: Sequence[Summary]) -> Iterator[str]:
     yield (
-        "Mean ranks are over data sets, among the fusions that ran on all of them. A fusion is ahead "
+        "Mean ranks are over data sets, among the fusions that ran on all of them. A fusion is "
+        "ahead "
         "or behind if the 95 % interval of the difference excludes 0."
     )
     yield ""
@@ -134,7 +135,8 @@ def _classical(summaries: Sequence[Summary]) -> Iterator[str]:
     if compared:
         where = f"{len(ahead)} of {_sets(compared)}" + (f": {', '.join(ahead)}" if ahead else "")
         yield (
-            f"- **A few statistics per modality may be enough**: fit a linear model and boosting on "
+            f"- **A few statistics per modality may be enough**: fit a linear model and boosting "
+            "on "
             f"them first, which takes seconds. The best of these models is ahead of {GRF} on "
             f"{where}."
         )
@@ -174,7 +176,8 @@ def _parts(summaries: Sequence[Summary]) -> Iterator[str]:
         return
     yield from ("", "## What each part is worth", "")
     yield (
-        f"{GRF} minus {GRF} with one change, with {COMPLETE} / {HALF}. All variants use the settings "
+        f"{GRF} minus {GRF} with one change, with {COMPLETE} / {HALF}. All variants use the "
+        "settings "
         f"of {GRF}. A star marks an interval that excludes 0."
     )
     yield ""
@@ -220,7 +223,8 @@ def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
             f"the mean difference is {statistics.fmean(found):+.3f}. "
         )
     yield (
-        f"{text}**No correction**: this page rests on {count} intervals of differences between {GRF} "
+        f"{text}**No correction**: this page rests on {count} intervals of differences between "
+        f"{GRF} "
         f"and another fusion. If there were no differences, about {0.05 * count:.0f} of them would "
         f"exclude 0 by chance."
     )
