@@ -1,7 +1,7 @@
 """Benchmarks of grf-fusion against its peers; not part of the package.
 
-They need tqdm and matplotlib (the `examples` extra); `pip install x-transformers perceiver-pytorch`
-brings the peers that are packages. Run on a machine that does nothing else:
+They need tqdm and matplotlib (the `examples` extra). `pip install x-transformers perceiver-pytorch`
+installs the peers that are packages. Run them on an idle machine:
 
     python -m benchmarks.speed --json default.json
     python -m benchmarks.speed --allocator keep --only A,B --json keep.json
@@ -10,5 +10,5 @@ brings the peers that are packages. Run on a machine that does nothing else:
     python -m benchmarks.speed.report default.json
     python -m benchmarks.speed.plots default.json docs/assets
 
-How well they do, not how fast, is asked by `benchmarks.quality`.
+`benchmarks.quality` measures accuracy instead of speed.
 """

@@ -1,10 +1,10 @@
-"""The time of `collate` beside the same batch made by hand with `pad_sequence`.
+"""Compare the time of `collate` with that of the same batch made by hand with `pad_sequence`.
 
     python -m benchmarks.collate
 
-By hand is what a user writes who knows which sample lacks what, without a check of anything. Both
-are called in turns, so that a slow spell of the machine meets them alike. Without an argument the
-cases go from short vectors to the features of pretrained encoders.
+"By hand" is the code of a user who knows which sample lacks which modality, without any checks.
+Both are called in turns, so that a slow phase of the machine affects both. The cases range from
+short vectors to the features of pretrained encoders.
 """
 
 import argparse
@@ -46,7 +46,7 @@ CASES = (
 
 
 def draw(case: Case, absent: float) -> Samples:
-    """Draw samples whose lengths differ and that lack some modalities."""
+    """Draw samples with different lengths and missing modalities."""
     generator = torch.Generator().manual_seed(0)
     samples: Samples = []
     for _ in range(case.batch):
@@ -61,7 +61,7 @@ def draw(case: Case, absent: float) -> Samples:
 
 
 def by_hand(samples: Sequence[Mapping[str, Tensor | None]], widths: Mapping[str, int]) -> Made:
-    """Pad each modality, with an empty sequence where a sample lacks it."""
+    """Pad each modality, with an empty sequence for samples that lack it."""
     features: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     columns: list[Tensor] = []

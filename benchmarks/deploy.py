@@ -1,9 +1,10 @@
-"""Train the fusion of examples/hydraulic.py, and run it wherever it can be deployed.
+"""Train the fusion of examples/hydraulic.py, and run it in every runtime it can be deployed to.
 
     python -m benchmarks.deploy --data FOLDER        prints a table; some minutes
 
-Size is that of the file, latency the median of one cycle (17 sensors, batch 1) on one thread, all
-runtimes in turns, and difference the largest one of a score to eager PyTorch on the test cycles.
+Size is that of the file. Latency is the median of one cycle (17 sensors, batch 1) on one thread,
+all runtimes in turns. Difference is the largest difference of a score to eager PyTorch on the test
+cycles.
 """
 
 import argparse
@@ -35,7 +36,7 @@ Run = Callable[[Tensor, Tensor], Tensor]
 
 
 class Form(NamedTuple):
-    """The model as it is deployed: bytes on disk, what runs it, and the most cycles at a time."""
+    """A deployed model: bytes on disk, a callable that runs it, and the largest batch."""
 
     size: int | None
     run: Run
@@ -147,7 +148,7 @@ def convert(model: nn.Module, folder: Path, example: tuple[Tensor, Tensor]) -> d
 
 
 def onnx_session(path: Path) -> Run:
-    """Load a file and return what runs it on one thread."""
+    """Load a file and return a callable that runs it on one thread."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, settings)

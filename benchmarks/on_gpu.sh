@@ -3,10 +3,10 @@
 #
 #     benchmarks/on_gpu.sh SECONDS [PROCESSES] [PART] [more arguments of pytest]
 #
-# PART is cuda (tests/test_cuda.py), suite (all others that are not of the CPU alone), or both: then
-# cuda comes first and gets up to 40 % of the time. What each of them found is in $OUT (default
-# gpu_out): cuda.txt and suite.txt, every test with its outcome and the short tracebacks, cuda.xml and
-# suite.xml the same for programs. Ends with 0 if all passed.
+# PART is cuda (tests/test_cuda.py), suite (all others except CPU-only tests), or both: then cuda comes
+# first and gets up to 40 % of the time. Results are in $OUT (default gpu_out): cuda.txt and suite.txt
+# list every test with its outcome and short tracebacks; cuda.xml and suite.xml are for programs. Exits
+# with 0 if all passed.
 set -u
 seconds=${1:?seconds}
 processes=${2:-6}
@@ -15,13 +15,13 @@ shift $(($# < 3 ? $# : 3))
 out=${OUT:-gpu_out}
 mkdir -p "$out"
 export PYTHONPATH="$PWD/src:$PWD/tests:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
-# Only the plugins that are named: others that are installed may warn, and a warning is an error.
+# Load only the named plugins: others may warn, and warnings are errors.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-# float32 means float32.
+# No TF32.
 export NVIDIA_TF32_OVERRIDE=0
 failed=0
 
-run() { # NAME SECONDS ARGUMENTS: pytest is asked to end by then, and made to 15 seconds later.
+run() { # NAME SECONDS ARGUMENTS: interrupts pytest at the limit, and kills it 15 seconds later.
     local name=$1 limit=$2
     shift 2
     timeout --signal=INT --kill-after=15 "$limit" python3 -m pytest \
@@ -30,7 +30,7 @@ run() { # NAME SECONDS ARGUMENTS: pytest is asked to end by then, and made to 15
         --junitxml="$out/$name.xml" "$@" >"$out/$name.txt" 2>&1
     local code=$?
     [ $code = 0 ] || failed=1
-    # A long log keeps its ends.
+    # Keep both ends of a long log.
     if [ "$(wc -c <"$out/$name.txt")" -gt 12000000 ]; then
         { head -c 6000000 "$out/$name.txt"; tail -c 6000000 "$out/$name.txt"; } >"$out/$name.cut"
         mv "$out/$name.cut" "$out/$name.txt"

@@ -49,7 +49,7 @@ def test_the_harness_runs_and_compares_equal_weights(tmp_path):
     differences = {r["figure"] for r in results["records"]} - {"forward"}
     compared = ("author's design", "ours, pooled", "ours, default form")
     assert differences == {f"difference to {name}" for name in compared}
-    table = done.stdout.split("## F")[1].split("## Bars")[0]
+    table = done.stdout.split("## F")[1].split("## Goals")[0]
     assert all(f"| {name} | " in table for name in contestants)
 
 

@@ -1154,8 +1154,8 @@ def test_what_is_too_large_is_not_run(tmp_path, monkeypatch, limits, outcome):
     [
         (["--only", "nothing"], "no data set nothing"),
         (["--only", "mosi", "--data", "."], "no data of mosi"),
-        (["--jobs", "0"], "take a number from 1 up"),
-        (["--seeds", "0"], "take a number from 1 up"),
+        (["--jobs", "0"], "must be at least 1"),
+        (["--seeds", "0"], "must be at least 1"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys, options, message):

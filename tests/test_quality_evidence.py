@@ -98,21 +98,26 @@ def test_each_part_has_a_line_where_it_ran() -> None:
     assert low[0] == "*"
     assert f"| {without} | +0.100* / -0.010{low[1]} |  |" in text
     assert f"| {scale} |  | +0.200* / +0.000 |" in text
-    # A part taken away is no fusion that somebody could choose.
+    # A variant with one change is not a fusion to choose.
     assert text.split("## What each part")[0].count(without) == 0
 
 
 def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     text = evidence.evidence(made_up())
     assert (
-        f"- **Features as they come, everything there**: take **{GRF}**, mean rank 1.5 of 3 on 2 "
-        f"sets; next is {POOLED} (2.0). GRF is ahead of it on 1, level on 0, behind on 1 of 2 sets."
+        f"- **Raw features, all modalities present**: use **{GRF}**, mean rank 1.5 among 3 "
+        "fusions on "
+        f"2 sets; next is {POOLED} (2.0). GRF is ahead of it on 1 of 2 sets, level on 0 and "
+        "behind on "
+        "1."
     ) in text
     # Ranks 2 and 1 against 1 and 3.
-    assert f"about half missing**: take **{GRF}**, mean rank 1.5 of 3 on 2 sets; next is" in text
+    assert f"half missing**: use **{GRF}**, mean rank 1.5 among 3 fusions on 2 sets; next" in text
     assert (
-        f"**Behind an encoder, about half missing**: take **{GRF}**, mean rank 1.0 of 2 on 1 set; "
-        f"next is {POOLED} (2.0). GRF is ahead of it on 1, level on 0, behind on 0 of 1 sets."
+        f"**Encoded features, about half missing**: use **{GRF}**, mean rank 1.0 among 2 fusions "
+        "on 1 "
+        f"set; next is {POOLED} (2.0). GRF is ahead of it on 1 of 1 sets, level on 0 and behind "
+        "on 0."
     ) in text
     worse = [
         summary(
@@ -123,8 +128,9 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     ]
     text = evidence.evidence(worse)
     assert (
-        f"everything there**: take **{CROSS}**, mean rank 1.0 of 2 on 1 set; {GRF} is at 2.0. GRF "
-        "is ahead of it on 0, level on 0, behind on 1 of 1 sets."
+        f"modalities present**: use **{CROSS}**, mean rank 1.0 among 2 fusions on 1 set; {GRF} "
+        "has 2.0. "
+        "GRF is ahead of it on 0 of 1 sets, level on 0 and behind on 1."
     ) in text
 
 
@@ -138,10 +144,11 @@ def test_a_tie_is_no_advice() -> None:
         ]
     )
     assert (
-        f"everything there**: **{GRF}** and **{CROSS}** tie, mean rank 1.5 of 2 on 2 sets. GRF is "
-        f"ahead of {CROSS} on 1, level on 1, behind on 0 of 2 sets."
+        f"present**: **{GRF}** and **{CROSS}** tie, mean rank 1.5 among 2 fusions on 2 sets. GRF "
+        "is "
+        f"ahead of {CROSS} on 1 of 2 sets, level on 1 and behind on 0."
     ) in text
-    assert f"about half missing**: take **{GRF}**, mean rank 1.0 of 2" in text
+    assert f"about half missing**: use **{GRF}**, mean rank 1.0 among 2" in text
 
 
 def test_equal_scores_share_a_rank_and_less_error_is_better() -> None:
@@ -162,9 +169,11 @@ def test_the_fastest_half_is_advised_where_steps_were_timed() -> None:
     text = evidence.evidence(made_up())
     # The geometric mean of a quarter and a tenth.
     assert (
-        f"**Little time to train**: {POOLED}, whose training step takes 0.16 times GRF's "
-        "(geometric mean of 2 sets). With everything there GRF is ahead of it on 2, level on 0, "
-        "behind on 1 of 3 sets."
+        f"**Little time to train**: use {POOLED}. Its training step takes 0.16 times as long as "
+        "GRF's "
+        "(geometric mean of 2 sets). With all modalities present, GRF is ahead of it on 2 of 3 "
+        "sets, "
+        "level on 0 and behind on 1."
     ) in text
     assert "Little time" not in evidence.evidence(made_up()[2:])
 
@@ -172,9 +181,10 @@ def test_the_fastest_half_is_advised_where_steps_were_timed() -> None:
 def test_classical_models_are_named_where_they_are_ahead() -> None:
     text = evidence.evidence(made_up())
     assert (
-        f"The best of them is ahead of {GRF} on mfeat (logistic regression on summaries), of 2 sets"
+        f"The best of these models is ahead of {GRF} on 1 of 2 sets: mfeat (logistic regression on "
+        "summaries)."
     ) in text
-    assert f"nowhere ahead of {GRF}, of 1 set." in evidence.evidence(made_up()[1:])
+    assert f"is ahead of {GRF} on 0 of 1 set." in evidence.evidence(made_up()[1:])
 
 
 def test_the_table_has_six_columns_and_a_best_other_for_each_condition() -> None:
@@ -194,20 +204,21 @@ def test_the_table_has_six_columns_and_a_best_other_for_each_condition() -> None
 def test_conclusions_say_where_grf_is_ahead_of_all_and_where_behind_one() -> None:
     text = evidence.evidence(made_up())
     assert (
-        "1. **Features as they come, everything there**, 2 sets: GRF is ahead of every other "
-        f"fusion on 1: mfeat; behind another one on 1: rosmap ({POOLED})."
+        "1. **Raw features, all modalities present** (2 sets): GRF is ahead of every other fusion "
+        "on "
+        f"1 (mfeat) and behind another fusion on 1 (rosmap: {POOLED})."
     ) in text
     assert (
-        "2. **Features as they come, about half missing**, 2 sets: GRF is level with the best on "
-        "2 sets."
+        "2. **Raw features, about half missing** (2 sets): GRF is level with the best on 2."
     ) in text
     assert (
-        f"5. **Against plain pooling** GRF is ahead of {POOLED} on 4, level on 1, behind on 1 of 6 "
-        "comparisons; the mean difference is +0.057. **Comparisons**: 10 intervals"
+        f"5. **Against {POOLED}**: GRF is ahead of it in 4 of 6 comparisons, level in 1 and "
+        "behind in 1; the mean difference is +0.057. **No correction**: this page rests on 10 "
+        "intervals"
     ) in text
     assert re.findall(r"^\d\. ", text, re.MULTILINE) == [f"{k}. " for k in range(1, 6)]
     alone = [summary("mfeat", row(GRF, 0.5, 0.5, minus=(0, 0)), row(CROSS, 0.9, 0.4, minus=(0, 0)))]
-    assert "plain pooling" not in evidence.evidence(alone)
+    assert "Against concatenation" not in evidence.evidence(alone)
 
 
 def test_without_rivals_nothing_is_said(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What several benchmarks share: clocks, peers, tables in Markdown and figures."""
+"""Code shared by the benchmarks: clocks, peers, Markdown tables and figures."""

@@ -1,7 +1,7 @@
-"""The GRF author's design, composed of `torch.nn.TransformerDecoder`; it can lend us its weights.
+"""The GRF author's design, built from `torch.nn.TransformerDecoder`; we can load its weights.
 
-Written from the paper's formulas and from the names and shapes of the recorded weights; it holds
-the author's parameter names, so that `load_author_checkpoint` takes its `state_dict`.
+Written from the paper's formulas and from the names and shapes of the recorded weights. It uses
+the author's parameter names, so `load_author_checkpoint` accepts its `state_dict`.
 """
 
 import math
@@ -30,7 +30,7 @@ class Gate(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Two decoder stacks that read each other's input."""
+    """Two decoder stacks that attend to each other's input."""
 
     def __init__(self, dim: int, heads: int, layers: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
 
 
 class AuthorModel(nn.Module):
-    """The whole chain: weights of its own for each step, the first modality read as a sequence."""
+    """The whole chain: separate weights for each step, the first modality as a sequence."""
 
     def __init__(
         self,

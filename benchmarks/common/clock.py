@@ -1,4 +1,4 @@
-"""Time of calls in turns, floating-point operations and the machine's own peak."""
+"""Time calls in turns, count floating-point operations and measure the machine's peak."""
 
 import math
 import statistics
@@ -19,7 +19,7 @@ CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 class Timing(NamedTuple):
-    """Median, first and third quartile of what one call takes."""
+    """Median, first and third quartile of the time of one call."""
 
     median: float
     low: float
@@ -63,17 +63,17 @@ def with_backward(module: nn.Module, forward: Callable[[], Tensor]) -> Call:
 def race(
     calls: Mapping[str, Call], *, repeats: int, limit: float, device: str
 ) -> dict[str, Timing | str]:
-    """Time all calls in turns, so that a slow spell of the machine meets them alike.
+    """Time all calls in turns, so that a slow phase of the machine affects all of them.
 
     Args:
-        calls: What to time; a very short call is repeated within one measurement.
+        calls: Calls to time; a very short call is repeated within one measurement.
         repeats: Measurements of each.
-        limit: Seconds that each may take altogether; who needs longer is measured less often, at
-            least once.
+        limit: Seconds in total per call; slower calls are measured less often, but at least
+            once.
         device: Where they run.
 
     Returns:
-        The timing of each, or why there is none.
+        The timing of each, or the reason why it has none.
     """
     results: dict[str, Timing | str] = {}
     seconds: dict[str, list[float]] = {}
@@ -81,7 +81,7 @@ def race(
     for name, call in calls.items():
         try:
             first = _seconds(call, 1, device)
-            # The first call also fills caches; it counts only where a second is not affordable.
+            # The first call also fills caches; it counts only if a second takes too long.
             again = first if first > limit else _seconds(call, 1, device)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
@@ -94,7 +94,7 @@ def race(
         for name, taken in seconds.items():
             if (sum(taken) + max(taken, default=0)) * numbers[name] <= limit:
                 if numbers[name] > 1:
-                    # Whoever ran before has left its own weights in the cache, and gaps in memory.
+                    # The previous call left its own weights in the cache, and gaps in memory.
                     _seconds(calls[name], numbers[name], device)
                 taken.append(_seconds(calls[name], numbers[name], device))
     return results | {name: quartiles(taken) for name, taken in seconds.items()}
@@ -103,14 +103,14 @@ def race(
 def flops(contestant: Contestant, features: Features, masks: Masks) -> int:
     """Count the floating-point operations of a forward pass, two for a multiply-add.
 
-    The counter cannot look into the CPU's fused attention, so its formula is given here, nor into
-    the fast path of `nn.MultiheadAttention`, which is therefore off.
+    The counter sees neither the CPU's fused attention, so its formula is given here, nor the fast
+    path of `nn.MultiheadAttention`, so that is off.
     """
     fused = getattr(torch.ops.aten, CPU_ATTENTION)
     operators = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    # The counter hangs hooks on whatever needs a gradient, which inference mode cannot have.
+    # The counter adds hooks to tensors that need a gradient; inference mode does not allow them.
     contestant.module.requires_grad_(requires_grad=False)
     try:
         with FlopCounterMode(display=False, custom_mapping=operators) as counter:
@@ -144,7 +144,7 @@ def _seconds(call: Call, number: int, device: str) -> float:
 
 
 def quartiles(seconds: list[float]) -> Timing:
-    """Sum up measurements."""
+    """Summarise measurements."""
     if len(seconds) == 1:
         return Timing(seconds[0], seconds[0], seconds[0], 1)
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -1,10 +1,10 @@
-"""Tables in Markdown, and the part of a page that is generated."""
+"""Markdown tables, and the generated part of a page."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, and an empty line."""
+    """Return the lines of a table, followed by an empty line."""
     rule = ["---"] * len(header)
     return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)] + [""]
 

@@ -1,4 +1,4 @@
-"""Other people's models of one size, and what a contestant is, for the speed and GPU benchmarks."""
+"""Contestants of the speed and GPU benchmarks: other models, all of one size."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Contestant(NamedTuple):
 
 
 def author(modalities: Mapping[str, int], dropout: float, size: Size = SIZE) -> Contestant:
-    """The author's design, the same weights at every call, none at its initial value."""
+    """Return the author's design, with the same random weights at every call."""
     model = AuthorModel(modalities, **size._asdict(), dropout=dropout)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -48,10 +48,10 @@ def author(modalities: Mapping[str, int], dropout: float, size: Size = SIZE) -> 
 
 
 def mult(modalities: Mapping[str, int], dropout: float, size: Size = SIZE) -> Contestant:
-    """MulT at the same width and depth, as its authors compute it, without its hidden layers.
+    """Return MulT at the same width and depth, as computed by its authors, without hidden layers.
 
-    Those of its head are left out: their weights grow with the fourth power of the number of
-    modalities, and would be most of the model.
+    The weights of the head's hidden layers grow with the fourth power of the number of modalities,
+    and would be most of the model.
     """
     sizes = {"embed_dim": size.dim, "num_heads": size.heads, "num_layers": size.layers}
     model = MulT(modalities, **sizes, dropout=dropout, literal=True)
@@ -60,7 +60,7 @@ def mult(modalities: Mapping[str, int], dropout: float, size: Size = SIZE) -> Co
 
 
 class Peer(nn.Module):
-    """Projections, positions and a vector a modality, in front of somebody else's attention."""
+    """Projections, positions and a vector per modality, in front of a peer's attention."""
 
     def __init__(self, modalities: Mapping[str, int], body: nn.Module, dim: int = DIM) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Peer(nn.Module):
         self.body = body
 
     def forward(self, features: Features, masks: Masks) -> Tensor:
-        """Return one vector a sample."""
+        """Return one vector per sample."""
         tokens = [
             projection(features[name]) + self.table[: features[name].shape[1]] + kind
             for (name, projection), kind in zip(self.projections.items(), self.kinds, strict=True)
@@ -113,7 +113,7 @@ class XEncoder(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """64 latents read all steps once and then each other; perceiver-pytorch has no dropout."""
+    """64 latents attend to all steps once, then to each other; perceiver-pytorch has no dropout."""
 
     def __init__(self, size: Size = SIZE) -> None:
         super().__init__()
@@ -127,13 +127,13 @@ class Perceiver(nn.Module):
         self.query = nn.Parameter(torch.randn(1, dim))
 
     def forward(self, tokens: list[Tensor], real: list[Tensor | None]) -> Tensor:
-        """Return what one learnt query reads in the latents."""
+        """Return the output of one learned query that attends to the latents."""
         tokens = torch.cat(tokens, dim=1)
         return self.perceiver(tokens, mask=join(real), queries=self.query).squeeze(1)
 
 
 def called(fusion: GatedRecurrentFusion) -> Contestant:
-    """A model of ours as a contestant."""
+    """Return a model of ours as a contestant."""
     return Contestant(fusion, lambda features, masks: fusion(features, masks=masks))
 
 
@@ -146,6 +146,6 @@ def x_transformers(dropout: float, size: Size) -> dict[str, object]:
 
 
 def join(masks: list[Tensor | None]) -> Tensor | None:
-    """Join the masks of sequences that are joined."""
+    """Concatenate the masks of concatenated sequences."""
     kept = [mask for mask in masks if mask is not None]
     return torch.cat(kept, dim=1) if kept else None

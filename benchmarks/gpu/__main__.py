@@ -1,9 +1,9 @@
 """Measure grf-fusion and its peers on a GPU: `python -m benchmarks.gpu --help`.
 
-Rows are independent and run in the order of their importance; one that fails, or that no time is
-left for, is recorded with the reason. A training step is forward and backward, without an
-optimiser. Times are those of CUDA events after a warm-up, the peak memory is that of one call
-and counts weights and features, and operations are those of the matrix products and of attention.
+Rows are independent and run in order of importance. A row that fails, or that no time is left for,
+is recorded with the reason. A training step is forward and backward, without an optimiser. Times
+are from CUDA events after a warm-up. Peak memory is that of one call, including weights and
+features. Operations are those of matrix products and attention.
 
     python -m benchmarks.gpu --out FOLDER
     python -m benchmarks.gpu --out OTHER --only compiled
@@ -31,7 +31,7 @@ from benchmarks.gpu.rows import Results, Row
 
 
 def main(argv: list[str] | None = None) -> Results:
-    """Run what the command line asks for; print and write the tables."""
+    """Run the selected rows; print and write the tables."""
     args = _parse(argv)
     start = time.perf_counter()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> Results:
 
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
-    """Return what the numbers depend on."""
+    """Return the environment of the measurements."""
     cuda = args.device == "cuda"
     triton = importlib.util.find_spec("triton") is not None
     return {
@@ -87,10 +87,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--device", default="cuda", choices=("cuda", "cpu"), help="cpu is for trial runs")
     add("--out", type=Path, default=Path("gpu-results"), help="folder of gpu.json and gpu.md")
-    add("--seconds", type=float, default=240.0, help="what is not begun by then is not run")
-    add("--limit", type=float, default=75.0, help="seconds that a row may take, compiling included")
-    add("--each", type=float, default=0.4, help="seconds that the timing of a row takes")
-    add("--only", default="", help="regular expression on the lines that name rows")
+    add("--seconds", type=float, default=240.0, help="no row starts after this time")
+    add("--limit", type=float, default=75.0, help="seconds per row, with compilation")
+    add("--each", type=float, default=0.4, help="seconds of timing per row")
+    add("--only", default="", help="regular expression that selects rows by their line")
     add("--quick", action="store_true", help="tiny sizes, for a trial run")
     return parser.parse_args(argv)
 

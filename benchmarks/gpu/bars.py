@@ -1,4 +1,4 @@
-"""The bars that a run of the GPU benchmark is held against."""
+"""The goals of the GPU benchmark."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 class Bar(NamedTuple):
-    """What is asked for, what was measured, and whether it is met."""
+    """A goal, the measurement, and whether the goal is met."""
 
     bar: str
     measured: str
@@ -30,7 +30,7 @@ class Bar(NamedTuple):
 
 
 def bars(results: Results) -> list[Bar]:
-    """Hold the bars against what was measured."""
+    """Compare the measurements with the goals."""
     best = partial(_best, results)
     ours = best("width", OURS)
     chains = (row.workload for row in results.rows if "one layer, batch 64" in row.workload)
@@ -87,7 +87,7 @@ def _bar(
 
 
 def _best(results: Results, start: str, model: str, mode: str | None = None) -> Row | None:
-    """Return the fastest training step in bf16 of a model on the workload that starts so."""
+    """Return a model's fastest bf16 training step on the workload whose title starts so."""
     found = [
         row
         for row in results.rows

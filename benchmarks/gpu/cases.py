@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures: batches, models and the cases, the most important ones first."""
+"""Batches, models and cases of `benchmarks.gpu`, the most important cases first."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         features: ``(batch, time, width)`` by modality.
-        masks: ``(batch, time)`` by modality, ``None`` where every step is real.
+        masks: ``(batch, time)`` by modality, ``None`` if every step is real.
         real: Share of the steps that are real.
     """
 
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     real: float
 
     def cut(self) -> dict[str, Tensor]:
-        """Return as many steps as are real, without padding."""
+        """Return features of as many steps as are real, without padding."""
         return {
             name: x[:, : max(1, round(self.real * x.shape[1]))] for name, x in self.features.items()
         }
@@ -57,12 +57,12 @@ class Load(NamedTuple):
     """One batch shape.
 
     Attributes:
-        title: What a table calls it.
+        title: Its name in the tables.
         batch: Samples.
         lengths: Padded length by modality.
         width: Feature width of every modality.
         size: Size of the models.
-        fewest: Share of the steps that is real at least; 1 for no padding and no masks.
+        fewest: Smallest share of real steps; 1 for no padding and no masks.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Load(NamedTuple):
         return {f"m{k}": self.width for k in range(len(self.lengths))}
 
     def draw(self, device: str, dtype: torch.dtype) -> Batch:
-        """Draw features, random in padding too, and masks whose lengths the host knows."""
+        """Draw features, also random in padded steps, and masks whose lengths the host knows."""
         generator = torch.Generator().manual_seed(0)
         features: dict[str, Tensor] = {}
         masks: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ class Case(NamedTuple):
         load: Batch shape.
         model: Key of `MODELS`.
         mode: How it is run.
-        precision: Numbers of weights and features; with autocast weights stay float32.
+        precision: Number format of weights and features; with autocast, weights stay float32.
         training: Whether a training step or a forward pass without gradients is measured.
     """
 
@@ -196,7 +196,7 @@ def _each(load: Load, *models: str, **how: Any) -> list[Case]:  # noqa: ANN401 (
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """Return what is measured, the most important cases first."""
+    """Return the cases, the most important ones first."""
     by = loads(quick=quick)
     wide, chain, long, a, c = (by[key] for key in ("wide", "chain", "long", "A", "C"))
     lengths = [int(key[1:]) for key in by if key[0] == "M"]

@@ -1,4 +1,4 @@
-"""Kernels of a call on a GPU: how many, how long they run, and what attends."""
+"""Kernels of a call on a GPU: their number, run time, and the kinds of attention."""
 
 import re
 
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common.clock import Call
 from benchmarks.gpu.rows import Profile
 
-# Kernels of attention by what their name holds, the first that fits.
+# Kernels of attention by a pattern in their name; the first match counts.
 ATTENTION = {
     "cudnn.*sdpa|cudnn.*flash|cudnn.*mha": "cuDNN",
     "flash": "flash",
@@ -19,7 +19,7 @@ ATTENTION = {
 
 
 def profiled(call: Call) -> Profile:
-    """Return kernel launches, the milliseconds they run, what attends, and the longest kernels."""
+    """Return kernel launches, their milliseconds, kinds of attention, and the longest kernels."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()
@@ -32,7 +32,7 @@ def profiled(call: Call) -> Profile:
 
 
 def summarise(kernels: dict[str, list[float]]) -> Profile:
-    """Sum up the milliseconds of every kernel by name; copies and fills are no launches."""
+    """Sum the milliseconds of every kernel by name; copies and fills do not count as launches."""
     copies = {name for name in kernels if name.startswith(("Memcpy", "Memset"))}
     attention: set[str] = set()
     for name in kernels:

@@ -30,16 +30,16 @@ PACKAGES = {cases.X_ENCODER: "x_transformers", cases.PERCEIVER: "perceiver_pytor
 
 
 class OutOfTimeError(BaseException):
-    """A row took too long; not an `Exception`, which a compiler would catch for its own."""
+    """A row took too long; not an `Exception`, because compilers catch those."""
 
 
 def measure(case: Case, args: argparse.Namespace, limit: float) -> Row:
-    """Return the row of a case, with the error it ended with, if it did."""
+    """Return the row of a case, with the error if it failed."""
     found: dict[str, Any] = {}
     begin = time.perf_counter()
     try:
         with time_limit(limit):
-            # What is known when an error comes is kept.
+            # Keep the figures that are known when an error occurs.
             found.update(_figures(case, args))
     except (Exception, OutOfTimeError) as error:  # noqa: BLE001 (a row must not end the run)
         lines = str(error).strip().splitlines()
@@ -85,7 +85,7 @@ def _figures(case: Case, args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
             call()
         yield "operations", counter.get_total_flops()
         if batch.masks is not None and case.model in OURS:
-            # Our forms without attention among steps cost the same for each step.
+            # In our forms without attention among steps, each step costs the same.
             short = batch._replace(features=batch.cut(), masks=None)
             with FlopCounterMode(display=False) as counter:
                 make_call(case, built, short, args.device)()
@@ -93,7 +93,7 @@ def _figures(case: Case, args: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def prepare(module: nn.Module, mode: str) -> None:
-    """Compile what the mode says, in place."""
+    """Compile the parts that the mode names, in place."""
     if mode == cases.COMPILED:
         module.compile(dynamic=False)
     elif mode == cases.OVERHEAD:
@@ -103,7 +103,7 @@ def prepare(module: nn.Module, mode: str) -> None:
             if mode == cases.BLOCK_COMPILED:
                 part.compile(dynamic=False)
             elif mode == cases.LAYERS_COMPILED:
-                # The block itself lays out the rows, which no compiler can.
+                # The block lays out the rows, which a compiler cannot do.
                 for layer in (*part.context_layers, *(part.modality_layers or ())):
                     layer.compile(dynamic=True)
 
@@ -138,7 +138,7 @@ def captured(call: Call) -> Call:
 
 
 def timing(call: Call, args: argparse.Namespace) -> Timing:
-    """Return the milliseconds of single calls, for about the seconds asked for."""
+    """Time single calls for about `args.each` seconds; return milliseconds."""
     once = _milliseconds(call, 1, args.device)[0]
     number = min(MOST, max(FEWEST, int(1e3 * args.each / max(once, 1e-3))))
     return quartiles(_milliseconds(call, number, args.device))
@@ -162,7 +162,7 @@ def _milliseconds(call: Call, number: int, device: str) -> list[float]:
 
 
 def peak_memory(call: Call) -> int:
-    """Return the most bytes that tensors hold during a call, weights and features included."""
+    """Return the peak bytes of all tensors during a call, including weights and features."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     call()
@@ -171,7 +171,7 @@ def peak_memory(call: Call) -> int:
 
 
 def peak(args: argparse.Namespace) -> dict[str, float]:
-    """Return operations a second of dense products, and bytes a second of a copy."""
+    """Return operations per second of dense products, and bytes per second of a copy."""
     size = 256 if args.quick else 8192
     found: dict[str, float] = {}
     for name, dtype in (("bf16", torch.bfloat16), ("float32 with TF32", torch.float32)):
@@ -192,7 +192,7 @@ def _product(a: Tensor, b: Tensor) -> Call:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what takes longer."""
+    """Raise `OutOfTimeError` in a body that takes longer."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise OutOfTimeError(f"longer than {seconds:.0f} s")
@@ -200,7 +200,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     gradients = torch.is_grad_enabled()
     before = signal.signal(signal.SIGALRM, stop)
     end = time.perf_counter() + seconds
-    # Again every second: what is raised inside a destructor or a garbage collection is lost.
+    # Repeat every second: an error raised in a destructor or a garbage collection is lost.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
@@ -209,7 +209,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        # What is stopped between the two ends of `no_grad` does not reach the second.
+        # A call that is stopped inside `no_grad` does not restore gradients.
         torch.set_grad_enabled(gradients)
 
 

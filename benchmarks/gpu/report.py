@@ -1,6 +1,6 @@
 """Markdown tables of `benchmarks.gpu`: `python -m benchmarks.gpu.report RUN.json... [PAGE.md]`.
 
-Of several runs a row is the last one that was measured. With a page, the tables replace what is
+With several runs, the last measurement of a row counts. With a page, the tables replace the text
 between its two markers, and the rows of all runs are saved in the first file.
 """
 
@@ -57,7 +57,7 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """Return a text that no table cell takes for markup."""
+    """Return a text without characters that are markup in a table cell."""
     return " ".join(text.replace("|", "/").replace("`", "'").split())[:120]
 
 

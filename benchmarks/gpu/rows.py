@@ -1,4 +1,4 @@
-"""What a run of the GPU benchmark has measured, one row a case, and its JSON file."""
+"""Results of the GPU benchmark, one row per case, and their JSON file."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ STEP, FORWARD = "training step", "forward"
 
 
 class Profile(NamedTuple):
-    """Kernels of one call: their number, how long they run, what attends, and the longest ones."""
+    """Kernels of one call: their number, run time, kinds of attention, and the longest ones."""
 
     launches: int
     copies: int
@@ -24,25 +24,25 @@ class Profile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The figures of one case; what was not measured is `None`.
+    """The figures of one case; `None` if not measured.
 
     Attributes:
         workload: Title of its batch shape.
         figure: `STEP` or `FORWARD`.
         model: Name of the model.
         mode: How it is run.
-        precision: Numbers of weights and features.
+        precision: Number format of weights and features.
         skipped: Why it was not run.
-        parameters: How many.
+        parameters: Number of parameters.
         real: Share of the steps that are real.
-        first_call_seconds: Of the first call, which compiles.
-        milliseconds: Of one call.
-        peak_bytes: Most bytes that tensors hold during a call.
-        profile: Its kernels.
-        operations: Of a call, counted in eager mode only.
-        needed_operations: Those of real steps alone.
-        error: What ended it.
-        seconds: That the whole row took.
+        first_call_seconds: Seconds of the first call, which compiles.
+        milliseconds: Time of one call.
+        peak_bytes: Peak bytes of all tensors during a call.
+        profile: Kernels of one call.
+        operations: Operations of a call, counted in eager mode only.
+        needed_operations: Operations of real steps only.
+        error: The error that ended it.
+        seconds: Time of the whole row.
     """
 
     workload: str
@@ -70,32 +70,32 @@ class Row:
 
     @property
     def subject(self) -> tuple[str, str, str]:
-        """Workload, figure and model, which need the same operations in every mode."""
+        """Workload, figure and model; their operations are the same in every mode."""
         return self.workload, self.figure, self.model
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What was measured, and how."""
+        """The identity of the row."""
         return *self.subject, self.mode, self.precision
 
     @property
     def described(self) -> tuple[str, ...]:
-        """What was measured, in the order in which a line names it."""
+        """The parts of the line that names the row, in order."""
         return self.workload, self.model, self.mode, self.precision, self.figure
 
     @property
     def call_seconds(self) -> float:
-        """Median seconds of a call, infinite where it was not measured."""
+        """Median seconds of a call, infinite if not measured."""
         return float("inf") if self.milliseconds is None else self.milliseconds.median / 1e3
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is known, for a JSON file."""
+        """Return the known figures for a JSON file."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         return {n: v._asdict() if isinstance(v, tuple) else v for n, v in known.items()}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Row":
-        """Read what `as_json` has returned."""
+        """Read the output of `as_json`."""
         kinds = {"milliseconds": Timing, "profile": Profile}
         return cls(**{n: kinds[n](**v) if n in kinds else v for n, v in saved.items()})
 
@@ -106,10 +106,10 @@ class Results:
 
     Attributes:
         command: The command line.
-        environment: What the numbers depend on.
-        peak: Operations a second of dense products, and bytes a second of a copy.
-        rows: What was measured.
-        seconds: How long it took.
+        environment: Versions, device and options.
+        peak: Operations per second of dense products, and bytes per second of a copy.
+        rows: The measurements.
+        seconds: Time of the whole run.
     """
 
     command: str
@@ -119,7 +119,7 @@ class Results:
     seconds: float = 0.0
 
     def operations(self, row: Row, figure: str = "operations") -> int | None:
-        """Return the operations of a call, which are counted in eager mode only."""
+        """Return the operations of a call, counted in eager mode only."""
         own = (
             getattr(other, figure) for other in (row, *self.rows) if other.subject == row.subject
         )
@@ -146,7 +146,7 @@ class Results:
 
 
 def merge(runs: Sequence[Results]) -> Results:
-    """Return the first run with every row as it was measured last, and all commands."""
+    """Return the first run with the last measurement of every row, and all commands."""
     found: dict[tuple[str, ...], Row] = {}
     for row in (row for run in runs for row in run.rows):
         if row.key not in found or row.milliseconds is not None:

@@ -22,7 +22,7 @@ QUICK_SEEDS = 2
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Do what the command line asks for."""
+    """Run the selected methods and write the tables."""
     args = _parse(argv)
     store = Store(args.out / "runs.jsonl")
     if store.broken:
@@ -60,7 +60,7 @@ def _say(text: str) -> None:
 
 
 def _report(args: argparse.Namespace, store: Store) -> None:
-    # These need what a sweep does not.
+    # These have dependencies that a sweep does not need.
     from benchmarks.quality.tables import evidence, plots, report  # noqa: PLC0415
     from benchmarks.quality.tables.summary import summarise  # noqa: PLC0415
 
@@ -108,7 +108,7 @@ def _wanted(args: argparse.Namespace) -> dict[str, Callable[[Method], bool]]:
 
 
 def _is_usual(method: Method) -> bool:
-    """Tell whether a method is one of those that are compared, not one taken apart."""
+    """Return whether a method is one of those compared, not an ablation."""
     return method.name == GRF or method.group in ("baseline", "reference")
 
 
@@ -126,25 +126,25 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         metavar="DATASET[,METHOD]",
-        help="only these, patterns with * allowed; can be given more than once; without a METHOD "
-        "those that are compared",
+        help="only these; patterns with * allowed; can be given more than once; without METHOD all "
+        "compared methods",
     )
-    add("--seeds", type=int, default=5, help="seeds that are reported")
-    add("--threads", type=int, default=1, help="CPU threads of a training")
+    add("--seeds", type=int, default=5, help="reported seeds")
+    add("--threads", type=int, default=1, help="CPU threads per training")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--jobs", type=int, default=1, help="processes; times no steps with more than one")
-    add("--seconds", type=float, help="stop after so long; the next call goes on")
-    add("--orders", action="store_true", help="test in other orders too what is run now")
-    add("--merge", type=Path, nargs="*", default=[], help="files of runs to take over first")
+    add("--jobs", type=int, default=1, help="processes; steps are timed only with one")
+    add("--seconds", type=float, help="stop after this time; the next call continues")
+    add("--orders", action="store_true", help="also test new runs in other orders")
+    add("--merge", type=Path, nargs="*", default=[], help="files of runs to add first")
     add("--no-costs", dest="costs", action="store_false", help="do not time steps")
     add("--report", action="store_true", help="run nothing, only write the tables")
     add("--run-only", action="store_true", help="write no tables: needs only torch and NumPy")
-    add("--docs", type=Path, help="folder whose evidence.md and pages by data set to write again")
+    add("--docs", type=Path, help="folder of evidence.md and the pages by data set, to regenerate")
     add("--quick", action="store_true", help="a few samples and one epoch: numbers mean nothing")
-    add("--no-progress", action="store_true", help="say nothing of what was run")
+    add("--no-progress", action="store_true", help="do not print progress")
     args = parser.parse_args(argv)
     if min(args.seeds, args.threads, args.jobs) < 1:
-        parser.error("--seeds, --threads and --jobs take a number from 1 up")
+        parser.error("--seeds, --threads and --jobs must be at least 1")
     args.parser = parser
     return args
 

@@ -1,4 +1,4 @@
-"""What methods cost: time of a step in turns, and what MulT would need where it does not fit."""
+"""Cost of methods: time of a step, and the needs of MulT where it does not fit."""
 
 import functools
 import gc
@@ -20,7 +20,7 @@ from grf_fusion.baselines import MulT
 
 REPEATS = 11
 TIMED = ("baseline", "grf", "ablation")
-# Weight, gradient and AdamW's two moments, float32.
+# Weight, gradient and AdamW's two moments in float32.
 BYTES_A_PARAMETER = 16
 MEMORY_LAYERS = 3
 
@@ -30,7 +30,7 @@ def measure(
 ) -> None:
     """Time a training step and an inference of all chosen methods in turns, on one batch each.
 
-    Where one was not timed, all are timed again: times of different calls are not compared.
+    If one was not timed, all are timed again: times of different calls cannot be compared.
     """
     timed: dict[str, tuple[Job, Record, Record]] = {}
     for name, job in jobs_of(dataset, settings, store).items():
@@ -60,7 +60,7 @@ def measure(
 
 
 def bill(dataset: Dataset, store: Store) -> None:
-    """Write down what MulT needs beside ours: stacks, weights, memory, operations a batch."""
+    """Record the needs of MulT and GRF: stacks, weights, memory, operations per batch."""
     known = methods(dataset)
     width = min(width for _, width in dataset.budget.trials)
     key = digest(dataset_key(dataset), "bill", width)
@@ -84,7 +84,7 @@ def bill(dataset: Dataset, store: Store) -> None:
         ),
     }
     if narrow != width:
-        # As wide as ours, as its authors have it.
+        # As wide as ours, as in the code of its authors.
         with torch.device("meta"):
             mult = MulT(dataset.modalities, embed_dim=width, num_heads=heads(width), num_layers=1)
         wide = sum(parameter.numel() for parameter in mult.parameters())
@@ -111,7 +111,7 @@ def bill(dataset: Dataset, store: Store) -> None:
 def mult_operations(
     modalities: Mapping[str, int], lengths: Iterable[int], embed_dim: int, dim: int
 ) -> int:
-    """Count the operations of MulT with one layer a pairwise stack, of one padded sample."""
+    """Count the operations of MulT with one layer per pairwise stack for one padded sample."""
     times = list(lengths)
     count = len(times)
     wide = (count - 1) * dim

@@ -12,19 +12,19 @@ from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import Method, orders
 from benchmarks.quality.network import Network, Predictor, Trained
 
-# How often the curve of missing modalities draws who is missing; once where there are many samples.
+# Draws of missing modalities per point of the curve; one if there are many samples.
 DRAWS, MANY_SAMPLES = 3, 1000
-# None of those above.
+# Different from the draws above.
 VALIDATION_DRAW = 1_000
 
 
 def validate(
     predictor: Predictor, method: Method, dataset: Dataset
 ) -> tuple[dict[str, float], float | None]:
-    """Return the metrics on validation and the threshold that it chooses.
+    """Return the validation metrics and the threshold chosen on validation data.
 
-    Metrics are the mean of those with everything there and those with about half of the modalities
-    missing, which the test asks for too. The threshold is chosen with everything there.
+    Metrics are the mean of all modalities present and about half missing, as in the test. The
+    threshold is chosen with all modalities present.
     """
     part = dataset.parts["validation"]
     labels, complete = part.labels.cpu().numpy(), predictor(part, None)
@@ -41,7 +41,7 @@ def validate(
 def evaluate(
     trained: Trained, method: Method, dataset: Dataset, *, test_orders: bool = False
 ) -> dict[str, Any]:
-    """Return the metrics on test, as modalities go missing and, if asked, in other orders."""
+    """Return the test metrics with modalities missing and, optionally, in other orders."""
     part, task = dataset.parts["test"], dataset.task
     labels = part.labels.cpu().numpy()
     kept: dict[str, list[str]] = {}
@@ -74,9 +74,9 @@ def evaluate(
 
 
 def keep(present: Tensor, gone: int, draw: int) -> Tensor:
-    """Let each sample keep at most ``n - gone`` random ones of the modalities that it has.
+    """Keep at most ``n - gone`` of the modalities of each sample, at random.
 
-    The same for every method: the draw is the seed. A sample that has no more than that keeps all.
+    The seed is `draw`, so the result is the same for every method. A sample with fewer keeps all.
     """
     luck = torch.rand(present.shape, generator=torch.Generator().manual_seed(draw))
     places = luck.masked_fill(~present, 2.0).argsort(dim=1).argsort(dim=1)

@@ -1,4 +1,4 @@
-"""Everybody who takes part: single modalities, classical methods, baselines, ours taken apart."""
+"""All methods: single modalities, classical methods, baselines, GRF and its ablations."""
 
 import dataclasses
 import itertools
@@ -18,8 +18,8 @@ from benchmarks.quality.models.rivals import (
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, WeightedSumFusion
 
 ORDERS = 20
-# The pairwise stacks of MulT are not built where the parameters are more than that. Where they are
-# many a step is timed, and who would need more than an hour for one training is left out.
+# MulT is not built with more than MOST_PARAMETERS. With more than MANY_PARAMETERS a step is timed,
+# and a method that needs more than an hour for one training is skipped.
 MOST_PARAMETERS = 100_000_000
 MANY_PARAMETERS = 5_000_000
 MOST_MINUTES = 60
@@ -28,10 +28,10 @@ GRF = "GRF"
 CROSS = "cross-modal attention"
 POOLED = "concatenation, pooled"
 GROUPS = {
-    "reference": "Classical, on summaries",
+    "reference": "Classical methods on summary statistics",
     "baseline": "Baselines",
-    "grf": "GRF and its modes",
-    "ablation": "GRF, one thing changed",
+    "grf": "GRF and other configurations of it",
+    "ablation": "GRF with one change",
     "single": "Each modality alone",
     "order": "GRF in other orders",
 }
@@ -39,7 +39,7 @@ GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a method is trained; everything else is the same for all.
+    """Training options of a method; all else is the same for all methods.
 
     Attributes:
         modality_dropout: Probability of dropping a modality of a sample.
@@ -64,12 +64,12 @@ class Method:
         name: Its name.
         group: Key of `GROUPS`.
         build: Makes the fusion; ``None`` for classical methods.
-        options: What tells its model from others, for the key of its runs.
+        options: Options that distinguish its model, for the key of its runs.
         training: How it is trained.
-        only: The one modality that it sees, ``None`` for all.
-        kinds: Kinds of task that it can do.
-        tuned_as: Whose chosen settings it takes instead of trials of its own.
-        seeds: How many seeds it gets, ``None`` for as many as all.
+        only: Its only modality, ``None`` for all.
+        kinds: Kinds of task that it supports.
+        tuned_as: Method whose chosen settings it uses instead of its own trials.
+        seeds: Number of its seeds, ``None`` for the usual number.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Method:
     seeds: int | None = None
 
     def modalities(self, dataset: Dataset) -> dict[str, int]:
-        """Return the modalities that it sees."""
+        """Return the modalities that it uses."""
         known = dataset.modalities
         return known if self.only is None else {self.only: known[self.only]}
 
@@ -124,7 +124,7 @@ ABLATIONS: dict[str, dict[str, object]] = {
     "GRF, two layers": {"num_layers": 2},
     "GRF, no dropout": {"dropout": 0.0},
 }
-# Models of one modality each have no use for it: a modality that is dropped costs them a sample.
+# No modality dropout for models of one modality each: it would only remove samples.
 OF_SINGLE_MODELS = ("scores multiplied", "scores averaged")
 TRAININGS: dict[str, Training] = {
     "GRF, gradient modulation": Training(modulation=0.5),
@@ -141,7 +141,7 @@ CLASSICAL = {
 def methods(dataset: Dataset) -> dict[str, Method]:
     """Return all methods for a data set, by name."""
     linear = "ridge" if dataset.task.kind == "regression" else "logistic"
-    # A classical model has nothing to do with encoders.
+    # Classical models have no encoders.
     found = [
         Method(name.format(linear), "reference", None, options)
         for name, options in CLASSICAL.items()
@@ -152,7 +152,7 @@ def methods(dataset: Dataset) -> dict[str, Method]:
         found.append(Method(name, "baseline", build, {"baseline": name}, training))
     found.append(_ours(GRF, "grf", {}, Training(test_orders=True)))
     found += [_ours(name, "grf", options) for name, options in MODES.items()]
-    # One thing changed, and not the learning rate or the width too.
+    # Only one change: learning rate and width stay the same.
     like = {"tuned_as": GRF}
     found += [_ours(name, "ablation", options, **like) for name, options in ABLATIONS.items()]
     for name, training in TRAININGS.items():
@@ -177,7 +177,7 @@ def _ours(
 
 
 def orders(names: Sequence[str], count: int = ORDERS) -> list[tuple[str, ...]]:
-    """Return the declared order and others: all of them for 3 modalities, otherwise random ones."""
+    """Return the declared order and others: all for up to 3 modalities, otherwise random ones."""
     if len(names) <= FEW:
         return list(itertools.permutations(names))
     rng, found = random.Random(0), [tuple(names)]  # noqa: S311 (no secret)
@@ -189,7 +189,7 @@ def orders(names: Sequence[str], count: int = ORDERS) -> list[tuple[str, ...]]:
 
 
 def parameters(method: Method, dataset: Dataset, width: int) -> int:
-    """Count the parameters of a fusion without making them."""
+    """Count the parameters of a fusion without allocating them."""
     if method.build is None:
         return 0
     with torch.device("meta"):

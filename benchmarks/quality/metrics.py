@@ -24,11 +24,11 @@ def measure(
     """Return all metrics of a task.
 
     Args:
-        task: What was to be told.
+        task: The task.
         scores: ``(samples, classes)`` log-odds or log-probabilities, or ``(samples,)``.
         labels: ``(samples,)``.
-        threshold: From which score on an outcome counts as told, chosen on validation; ``None`` for
-            the best one for these labels, which is for validation only.
+        threshold: Lowest score that counts as positive, chosen on validation data; ``None`` for
+            the best one for these labels, for validation only.
     """
     scores = scores.astype(np.float64)
     if task.kind == "regression":
@@ -89,8 +89,9 @@ def best_threshold(scores: NDArray, labels: NDArray) -> float:
 def sentiment(predictions: NDArray, labels: NDArray) -> dict[str, float]:
     """Return the metrics of CMU-MOSI as the code of MulT computes them.
 
-    Acc-7 rounds both to whole numbers from -3 to 3. Acc-2 and F1 (weighted by class) tell above 0
-    from the rest, labels of exactly 0 left out; "with 0" keeps them and tells from 0 up from below.
+    Acc-7 rounds both to whole numbers from -3 to 3. Acc-2 and F1 (weighted by class) separate
+    values above 0 from the rest, without labels of exactly 0; "with 0" keeps them, with values from
+    0 up as one class.
     """
     clipped = [np.clip(x, -MOST_SENTIMENT, MOST_SENTIMENT).round() for x in (predictions, labels)]
     spread = predictions.std() > 0 and labels.std() > 0
@@ -113,7 +114,7 @@ def f1(told: NDArray, true: NDArray) -> float:
 
 
 def weighted_f1(told: NDArray, true: NDArray) -> float:
-    """Return the mean of both classes' F1, weighted by how many samples truly are in each."""
+    """Return the mean F1 of both classes, weighted by their true number of samples."""
     total = 0.0
     for label in (False, True):
         hits = np.sum((told == label) & (true == label))
@@ -123,7 +124,7 @@ def weighted_f1(told: NDArray, true: NDArray) -> float:
 
 
 def better(task: Task, metrics: dict[str, float]) -> tuple[float, float]:
-    """Return what validation sorts by, larger is better: the primary metric, then the loss."""
+    """Return the sort key of validation, larger is better: the primary metric, then the loss."""
     value = metrics[task.primary]
     if math.isnan(value):
         return -math.inf, -math.inf
@@ -135,7 +136,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.inf
-    # Networks train without SciPy too.
+    # Training networks does not need SciPy.
     from scipy.stats import t as student  # noqa: PLC0415
 
     quantile = float(student.ppf((1 + confidence) / 2, len(values) - 1))

@@ -1,4 +1,4 @@
-"""A model that can be trained, and what is asked of a trained one."""
+"""A trainable model, and the interface of a trained one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -16,7 +16,7 @@ EVALUATION_BATCH = 128
 
 
 class Predictor(Protocol):
-    """A trained model: scores of a part, of which only some modalities are present."""
+    """A trained model, which scores a part with some modalities switched off."""
 
     def __call__(self, part: Part, present: Tensor | None) -> NDArray:
         """Return the scores."""
@@ -24,14 +24,14 @@ class Predictor(Protocol):
 
 
 class Trained(NamedTuple):
-    """What training has come to.
+    """The result of a training.
 
     Attributes:
         predictor: The model of the best epoch.
-        validation: Its metrics.
+        validation: Its validation metrics.
         history: The primary metric of every epoch.
         threshold: Chosen on validation, for binary outcomes.
-        parameters: How many.
+        parameters: Number of parameters.
         seconds: Wall time.
     """
 
@@ -44,10 +44,10 @@ class Trained(NamedTuple):
 
 
 class Network:
-    """A model with the modalities and the order that it reads."""
+    """A model with its modalities and their order."""
 
     def __init__(self, model: Model, names: Sequence[str], declared: Sequence[str]) -> None:
-        """Remember the columns of what the model sees."""
+        """Store the columns of the model's modalities."""
         self.model = model
         self.names = list(names)
         self.columns = [list(declared).index(name) for name in names]
@@ -55,7 +55,7 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, part: Part, present: Tensor | None) -> NDArray:
-        """Return the scores of a part, batches of similar length at a time."""
+        """Return the scores of a part, computed in batches of similar length."""
         self.model.eval()
         rows = part.steps.argsort()
         scores = None
@@ -72,7 +72,7 @@ class Network:
 
 
 def build(method: Method, dataset: Dataset, width: int, device: str = "cpu") -> Model:
-    """Build a model, with encoders where the data set asks for them."""
+    """Build a model, with encoders if the data set has them."""
     modalities, encoders = method.modalities(dataset), None
     if dataset.encoded:
         encoders = nn.ModuleDict(

@@ -1,4 +1,4 @@
-"""What a model said of each test sample, in few characters, for comparisons sample by sample."""
+"""Compact strings of the predictions on test samples, for comparisons sample by sample."""
 
 import base64
 
@@ -9,10 +9,10 @@ from benchmarks.quality.datasets.dataset import Task
 
 
 def pack(task: Task, scores: NDArray, labels: NDArray) -> str:
-    """Write down all that the primary metric needs.
+    """Pack the values that the primary metric needs.
 
-    Of classes whether each sample was told right, of a binary outcome the ranks of the scores
-    (equal scores share one), of a number the errors.
+    For classes: whether each sample is right. For a binary outcome: the ranks of the scores (equal
+    scores share a rank). For a number: the errors.
     """
     if task.kind == "classes":
         return np.packbits(scores.argmax(axis=1) == labels).tobytes().hex()
@@ -23,7 +23,7 @@ def pack(task: Task, scores: NDArray, labels: NDArray) -> str:
 
 
 def unpack(task: Task, packed: str, samples: int) -> NDArray:
-    """Return what was packed, float64 ``(samples,)``."""
+    """Return the packed values, float64 ``(samples,)``."""
     if task.kind == "classes":
         bits = np.frombuffer(bytes.fromhex(packed), np.uint8)
         return np.unpackbits(bits, count=samples).astype(np.float64)
@@ -32,7 +32,7 @@ def unpack(task: Task, packed: str, samples: int) -> NDArray:
 
 
 def pack_labels(labels: NDArray) -> str:
-    """Write down the labels of the test part; numbers are not needed again."""
+    """Pack the class labels of the test part."""
     return base64.b85encode(labels.astype(np.uint8).tobytes()).decode()
 
 

@@ -1,4 +1,4 @@
-"""What is to be run for a method on a data set, one training at a time, and what was chosen."""
+"""The trainings of a method on a data set, and the choice of settings."""
 
 import dataclasses
 import statistics
@@ -22,20 +22,20 @@ from benchmarks.quality.store import Record, Store, dataset_key, digest, method_
 from benchmarks.quality.train import refit, train
 
 TRIAL_SEED = 0
-# Of how many seeds the trained model is tested in other orders too.
+# Number of seeds that are also tested in other orders.
 ORDER_SEEDS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the command line decides.
+    """Settings from the command line.
 
     Attributes:
         seeds: Reported seeds, 1 to this number.
         device: ``"cpu"`` or ``"cuda"``.
         threads: CPU threads of a training.
-        orders: Whether what is trained in one order is tested in others too, which takes longer
-            than the training where there are many modalities.
+        orders: Whether trained models are also tested in other orders, which takes longer than the
+            training if there are many modalities.
     """
 
     seeds: int = 5
@@ -48,13 +48,12 @@ class Unit(NamedTuple):
     """One training.
 
     Attributes:
-        stage: ``"trial"`` to choose settings, ``"final"`` to be reported.
+        stage: ``"trial"`` to choose settings, ``"final"`` to report.
         trial: Number of the settings.
         rate: Learning rate.
         width: Width of the model.
-        seed: Decides all chance, and where each seed has another validation part, which one.
-        chosen: Of a model that is fitted again to train and validation: the epochs that it is
-            trained for, and the threshold.
+        seed: Random seed, which also selects the validation part if each seed has its own.
+        chosen: Epochs and threshold of a model that is trained again on train and validation.
     """
 
     stage: str
@@ -74,7 +73,7 @@ class Job(NamedTuple):
     store: Store
 
     def record(self, stage: str, **differs: object) -> Record:
-        """Return the start of a record, with the key of what differs."""
+        """Return the start of a record, with a key that depends on `differs`."""
         dataset, method = self.dataset, self.method
         known = {
             "stage": stage,
@@ -94,13 +93,13 @@ class Job(NamedTuple):
         return self.record(unit.stage, **differs)
 
     def owner(self) -> "Job":
-        """Return the job whose trials decide."""
+        """Return the job whose trials choose the settings."""
         if self.method.tuned_as is None:
             return self
         return self._replace(method=methods(self.dataset)[self.method.tuned_as]).owner()
 
     def trials(self) -> list[Unit]:
-        """Return the trainings that choose settings: one each, or one for each validation part."""
+        """Return the trainings that choose settings: one per setting and validation part."""
         turned = self.dataset.turns is not None
         seeds = range(1, 1 + self.settings.seeds) if turned else (TRIAL_SEED,)
         return [
@@ -110,7 +109,7 @@ class Job(NamedTuple):
         ]
 
     def chosen(self) -> Record | None:
-        """Return a trial of the settings that validation likes best, once all trials have run."""
+        """Return a trial of the settings that are best on validation, once all trials have run."""
         owner = self.owner()
         keys = [owner.start(unit)["key"] for unit in owner.trials()]
         if not all(key in self.store for key in keys):
@@ -118,7 +117,7 @@ class Job(NamedTuple):
         return choose(self.dataset.task, [self.store[key] for key in keys])
 
     def pending(self) -> list[tuple["Job", Unit]]:
-        """Return what can be run now: trials, or what is reported once they have all run."""
+        """Return the trainings that can run now: trials, or reported runs after all trials."""
         chosen = self.chosen()
         if chosen is None:
             owner = self.owner()
@@ -131,8 +130,8 @@ class Job(NamedTuple):
     def do(self, unit: Unit) -> list[Record]:
         """Run a training; return its records.
 
-        Where each seed has another validation part, a trial is tested at once: if its settings are
-        chosen, it is one of those that are reported.
+        If each seed has its own validation part, a trial is tested at once: if its settings are
+        chosen, it is one of the reported runs.
         """
         dataset, method, device = self.dataset.turn(unit.seed), self.method, self.settings.device
         settings = (unit.rate, unit.width)
@@ -163,9 +162,9 @@ class Job(NamedTuple):
         }
 
     def too_large(self, *, measure: bool = True) -> bool:
-        """Tell whether the smallest model is too much to train, and write down why.
+        """Return whether the smallest model is too large to train, and record the reason.
 
-        Without `measure` whatever is large enough to be timed is taken for too large.
+        Without `measure`, a model that is large enough to be timed counts as too large.
         """
         rate, width = min(self.dataset.budget.trials, key=lambda trial: trial[1])
         count, budget = parameters(self.method, self.dataset, width), self.dataset.budget
@@ -187,7 +186,7 @@ class Job(NamedTuple):
 
 
 def final_of(dataset: Dataset, chosen: Record, seed: int) -> Unit:
-    """Return the training that is reported of a seed, with the settings that were chosen."""
+    """Return the reported training of a seed, with the chosen settings."""
     again = None
     if dataset.budget.refit:
         history = chosen["history"]
@@ -197,14 +196,14 @@ def final_of(dataset: Dataset, chosen: Record, seed: int) -> Unit:
 
 
 def seeds_of(method: Method, settings: Settings) -> int:
-    """Return how many seeds a method gets."""
+    """Return the number of seeds of a method."""
     return settings.seeds if method.seeds is None else min(method.seeds, settings.seeds)
 
 
 def choose(task: Task, trials: Iterable[Record]) -> Record:
-    """Return a trial of the settings that validation likes best, the first of equals.
+    """Return a trial of the settings that are best on validation, the first of equals.
 
-    Of several trials of the same settings, each with another validation part, the mean counts.
+    If settings have several trials with different validation parts, their mean counts.
     """
     by_settings: dict[int, list[Record]] = {}
     for record in trials:

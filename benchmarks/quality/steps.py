@@ -1,4 +1,4 @@
-"""Time of a training step and of an inference, all methods in turns on one batch."""
+"""Time a training step and an inference of all methods in turns, on one batch."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ FEW_REPEATS, LIMIT = 3, 60.0
 def calls(
     dataset: Dataset, method: Method, rate: float, width: int, device: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return a training step, optimiser included, and an inference, of the same random batch."""
+    """Return calls of a training step with optimiser and of an inference, on one random batch."""
     learner = Learner.of(method, dataset, (rate, width), 0, device)
     network, model = learner.network, learner.network.model
     index = next(iter(learner.batches()))

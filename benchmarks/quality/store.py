@@ -1,4 +1,4 @@
-"""Runs on disk: a line of JSON each, appended as soon as a run is done, found again by its key."""
+"""Runs on disk: one line of JSON per run, appended when it is done and found by its key."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from benchmarks.quality.datasets.dataset import Dataset
 from benchmarks.quality.methods import Method
 from benchmarks.quality.predictions import pack_labels
 
-# To be raised where a change of code makes old runs another thing.
+# Increase if a change of code makes old runs incomparable.
 PROTOCOL = 4
 
 Record = dict[str, Any]
@@ -21,12 +21,12 @@ Record = dict[str, Any]
 class Store:
     """The runs of a file.
 
-    A process that is killed while it writes leaves half a line: it is skipped when read, and the
-    next line starts on its own. Several processes can append to one file.
+    A process that is killed while writing leaves an incomplete line. It is skipped when read, and
+    the next record starts a new line. Several processes can append to one file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read what is there."""
+        """Read the file if it exists."""
         self.path = path
         self.records: dict[str, Record] = {}
         self.broken = 0
@@ -37,7 +37,7 @@ class Store:
                 except json.JSONDecodeError:
                     self.broken += bool(line.strip())
                     continue
-                # The last one counts, also in order.
+                # The last record of a key counts, and so does its position.
                 self.records.pop(record["key"], None)
                 self.records[record["key"]] = record
 
@@ -62,25 +62,25 @@ class Store:
 
 
 def digest(*parts: object) -> str:
-    """Return a short name of what is given."""
+    """Return a short hash of the arguments."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def dataset_key(dataset: Dataset) -> str:
-    """Return the name of a data set as it is used: split, widths, budget."""
+    """Return the key of a data set: split, widths, budget."""
     used = (dataset.name, dataset.sizes, dataset.modalities, dataset.task, dataset.missing)
     used += (dataset.half, dataset.encoded, dataset.turns is not None)
     return digest(PROTOCOL, *used, dataclasses.asdict(dataset.budget))
 
 
 def method_key(method: Method) -> str:
-    """Return the name of all that makes a method."""
+    """Return the key of a method: name, options, training."""
     return digest(method.name, method.options, dataclasses.asdict(method.training), method.only)
 
 
 def describe(dataset: Dataset, store: Store) -> None:
-    """Write down what the report has to know of a data set."""
+    """Record the description of a data set for the report."""
     key = dataset_key(dataset)
     if key in store:
         return
@@ -110,9 +110,9 @@ def describe(dataset: Dataset, store: Store) -> None:
 def of_dataset(store: Store) -> Iterator[tuple[Record, list[Record]]]:
     """Return the newest description of each data set with the records that belong to it."""
     newest = {r["dataset"]: r for r in store.records.values() if r["stage"] == "dataset"}
-    # In one order, whatever ran first.
+    # In a fixed order.
     for about in (newest[name] for name in NAMES if name in newest):
         own = [r for r in store.records.values() if r["dataset key"] == about["key"]]
-        # A method that was changed keeps its name: only its newest form counts.
+        # A changed method keeps its name: only its newest version counts.
         forms = {r["method"]: r["method key"] for r in own if "method" in r}
         yield about, [r for r in own if "method" in r and forms[r["method"]] == r["method key"]]

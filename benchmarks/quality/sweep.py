@@ -1,7 +1,7 @@
 """Runs trainings, most important first, until all are done or the time is up.
 
-One process keeps the file of runs; the others train and send records back. What is not finished
-when the time is up is lost, and run by the next call.
+One process writes the file of runs; the others train and return records. Trainings that are not
+finished when the time is up are lost; the next call runs them again.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from benchmarks.quality.methods import CROSS, GRF, POOLED, Method
 from benchmarks.quality.run import Job, Settings, Unit, jobs_of
 from benchmarks.quality.store import Record, Store, describe
 
-# Whoever everybody asks for comes first on every data set, then the other rivals.
+# These run first on every data set, then the other rivals.
 FIRST = (GRF, POOLED, CROSS)
 GROUPS_IN_ORDER = ("baseline", "reference", "grf", "single", "ablation", "order")
 SLEEP = 0.02
-# Of a trial run; samples are of each part.
+# Limits of a trial run; samples per part.
 SHORT_SAMPLES, SHORT_EPOCHS, SHORT_TRIALS = 48, 1, 2
 
 
@@ -36,14 +36,14 @@ class Source(NamedTuple):
 
     Attributes:
         folder: The folder of all data.
-        short: Whether to take few samples and to train for a moment only.
+        short: Whether to use few samples and train briefly.
     """
 
     folder: Path
     short: bool = False
 
     def get(self, name: str, device: str) -> Dataset:
-        """Return a data set, read once in a process."""
+        """Return a data set, read once per process."""
         found = _load(self, plain(name), device)
         return found.encode() if name.endswith(ENCODED) else found
 
@@ -59,7 +59,7 @@ def _load(source: Source, name: str, device: str) -> Dataset:
 
 
 def urgency(method: Method) -> int:
-    """Return how soon a method runs, 0 for first."""
+    """Return the position of a method in the schedule, 0 for first."""
     if method.name in FIRST:
         return 0
     return 1 + GROUPS_IN_ORDER.index(method.group)
@@ -84,7 +84,7 @@ def sweep(
 
 
 class _Plan:
-    """All jobs, most urgent first, and what of them can be started."""
+    """All jobs, most urgent first, and the trainings that can be started."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class _Plan:
         describe(dataset, self.store)
         jobs = jobs_of(dataset, self.settings, self.store).values()
         self.open += [job for job in jobs if chosen(job.method)]
-        # Data sets and methods stay in order among equals.
+        # The sort is stable: data sets and methods keep their order.
         self.open.sort(key=lambda job: urgency(job.method))
 
     def next(self, busy: Mapping[str, Any], left: float | None) -> tuple[str, Job, Unit] | None:
-        """Return the first training that is not being run and that fits into what is left."""
+        """Return the first training that is not running and fits into the remaining time."""
         for job in tuple(self.open):
             waiting = []
             if not job.too_large(measure=self.measure):
@@ -126,7 +126,7 @@ class _Plan:
         return None
 
     def expected(self, job: Job) -> float:
-        """Return how long the longest such training took so far, 0 where there was none."""
+        """Return the longest time of such a training so far, 0 if there was none."""
         taken = [
             record["seconds"]
             for record in self.store.records.values()
@@ -150,7 +150,7 @@ def _alone(plan: _Plan, deadline: float | None, say: Callable[[str], None]) -> i
 
 def _together(plan: _Plan, jobs: int, deadline: float | None, say: Callable[[str], None]) -> int:
     done, busy = 0, {}
-    # A fresh interpreter each: a forked one would share torch's threads.
+    # Fresh interpreters: forked ones would share torch's threads.
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, _prepare, (plan.settings.threads,)) as pool:
         while True:
@@ -164,7 +164,7 @@ def _together(plan: _Plan, jobs: int, deadline: float | None, say: Callable[[str
                 key, job, unit = found
                 given = (plan.source, job.dataset.name, job.method.name, job.settings, unit)
                 busy[key] = pool.apply_async(_work, given)
-            # The others are at work meanwhile.
+            # The other processes work meanwhile.
             if plan.unread:
                 plan.read()
                 continue

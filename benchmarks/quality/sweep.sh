@@ -1,10 +1,10 @@
 #!/bin/sh
-# Train what is compared, most important first, for SECONDS in JOBS processes, and keep it in OUT:
+# Train the compared methods, most important first, for SECONDS in JOBS processes, into OUT:
 #
 #     benchmarks/quality/sweep.sh SECONDS JOBS [OUT [more options of python -m benchmarks.quality]]
 #
-# The next call goes on where this one stopped. Needs Python with PyTorch and NumPy alone; the
-# classical methods, which need scikit-learn, are left out where it is not installed.
+# The next call continues where this one stopped. Needs only Python with PyTorch and NumPy; the
+# classical methods are skipped if scikit-learn is not installed.
 set -eu
 seconds=$1 jobs=$2 out=${3:-quality}
 shift "$(($# < 3 ? $# : 3))"

@@ -30,7 +30,7 @@ def train(
     seed: int,
     device: str = "cpu",
 ) -> Trained:
-    """Train a method; the epoch that validation likes best counts."""
+    """Train a method; the epoch with the best validation score counts."""
     start = time.perf_counter()
     if method.build is None:
         fitted = _classical(method, dataset, trial=trial, seed=seed)
@@ -53,7 +53,7 @@ def train(
             break
     model.load_state_dict(best_state)
     if best is None:
-        # It never had a finite loss: what it was before counts, and no trial like it is chosen.
+        # The loss was never finite: keep the initial model; such a trial is never chosen.
         best = (None, *validate(network, method, dataset))
     _, validation, threshold = best
     seconds = time.perf_counter() - start
@@ -71,20 +71,20 @@ def refit(
     threshold: float | None,
     device: str = "cpu",
 ) -> Trained:
-    """Train a method on train and validation for as long as was chosen; the last epoch counts."""
+    """Train on train and validation for the chosen number of epochs; the last epoch counts."""
     start, whole = time.perf_counter(), dataset.whole()
     if method.build is None:
         fitted = _classical(method, whole, trial=trial, seed=seed)
         return Trained(fitted, {}, [], threshold, 0, time.perf_counter() - start)
     learner = Learner.of(method, whole, settings, seed, device)
-    # A loss that is not finite ends it.
+    # A loss that is not finite ends the training.
     all(learner.epoch() for _ in range(epochs))
     seconds = time.perf_counter() - start
     return Trained(learner.network, {}, [], threshold, learner.parameters, seconds)
 
 
 def _classical(method: Method, dataset: Dataset, *, trial: int, seed: int) -> Predictor:
-    # Networks train without scikit-learn too.
+    # Training networks does not need scikit-learn.
     from benchmarks.quality.models.classical import Classical  # noqa: PLC0415
 
     return Classical(dataset, dict(method.options), trial=trial, seed=seed)
@@ -96,7 +96,7 @@ class Learner:
     def __init__(
         self, network: Network, method: Method, dataset: Dataset, rate: float, seed: int
     ) -> None:
-        """Set up; all chance but that of initialisation and dropout comes from the seed."""
+        """Set up; all randomness except initialisation and dropout comes from `seed`."""
         self.network, self.method, self.dataset = network, method, dataset
         self.part, budget = dataset.parts["train"], dataset.budget
         self.chance = torch.Generator().manual_seed(seed)
@@ -128,7 +128,7 @@ class Learner:
         seed: int,
         device: str = "cpu",
     ) -> "Learner":
-        """Build a model of a learning rate and a width to train."""
+        """Build a model with a learning rate and a width."""
         torch.manual_seed(seed)
         rate, width = settings
         model = build(method, dataset, width, device)
@@ -137,7 +137,7 @@ class Learner:
 
     @property
     def parameters(self) -> int:
-        """How many the model has."""
+        """Number of parameters of the model."""
         return sum(parameter.numel() for parameter in self.network.model.parameters())
 
     def epoch(self) -> bool:
@@ -146,7 +146,7 @@ class Learner:
         return all(self.step(index) for index in self.batches())
 
     def batches(self) -> list[Tensor]:
-        """Return the samples of each batch, at random or sorted by length in chunks."""
+        """Return the indices of each batch, at random or sorted by length in chunks."""
         budget = self.dataset.budget
         shuffled = torch.randperm(len(self.part), generator=self.chance)
         if budget.sorted_chunks > 1:
@@ -218,7 +218,7 @@ def objective(
 
 
 def loss_of(task: Task, scores: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of each sample; of a number the absolute error, as MulT has it."""
+    """Return the loss of each sample; for numbers the absolute error, as in MulT."""
     if task.kind == "classes":
         return F.cross_entropy(scores, labels, reduction="none")
     if task.kind == "binary":

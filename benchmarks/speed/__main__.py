@@ -1,8 +1,8 @@
 """Compare grf-fusion with its peers: `python -m benchmarks.speed --help`.
 
 All contestants of a figure run in turns in one process. A training step is forward and backward.
-Peak memory is that of one training step at dropout 0.2 in a fresh process, over what it held
-before. Where weights are shared, outputs are compared, and the run stops where they disagree.
+Peak memory is the memory that one training step with dropout 0.2 adds in a fresh process. The
+outputs of contestants with shared weights are compared, and the run stops if they differ.
 """
 
 import argparse
@@ -30,14 +30,14 @@ KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**4
 
 
 def main(argv: list[str] | None = None) -> Results:
-    """Run what the command line asks for, print the tables and write the JSON file."""
+    """Run the selected workloads, print the tables and write the JSON file."""
     args = _parse(argv)
     if args.allocator == "keep" and os.environ.items().isdisjoint(KEEP.items()):
         # The C library reads these when a process starts.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | KEEP)  # noqa: S606
     torch.set_num_threads(args.threads)
     torch.backends.mha.set_fastpath_enabled(not args.no_fast_path)
-    # An allocation beyond it fails, and the contestant is skipped, before the system kills us.
+    # A larger allocation fails and the contestant is skipped, before the system kills the process.
     limit = int(args.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     results = Results(environment(args), matmul_peak(), missing())
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> Results:
 
 
 def environment(args: argparse.Namespace) -> dict[str, str]:
-    """Return what the numbers depend on."""
+    """Return the environment of the measurements."""
     packages = ("torch", "x-transformers", "perceiver-pytorch")
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -99,15 +99,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         choices=list(BUILDERS),
         metavar="NAME",
-        help="let only these take part in A to D (again for each)",
+        help="run only this contestant in A to D; can be given more than once",
     )
     add("--repeats", type=int, default=11, help="measurements of each figure")
-    add("--limit", type=float, default=60.0, help="seconds that a contestant may take for a figure")
+    add("--limit", type=float, default=60.0, help="seconds per contestant and figure")
     add(
         "--memory",
         type=float,
         default=round(0.75 * memory, 1),
-        help="GiB that a contestant may take",
+        help="GiB per contestant",
     )
     add(
         "--allocator",
@@ -120,7 +120,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="inference without the fast path of nn.MultiheadAttention",
     )
-    add("--compile", action="store_true", help="compile ours on A to C instead; takes long")
+    add("--compile", action="store_true", help="compile ours on A to C instead; slow")
     add("--quick", action="store_true", help="small sizes, for a trial run")
     add("--json", type=Path, help="where to write all records")
     add("--no-progress", action="store_true", help="no progress bar")

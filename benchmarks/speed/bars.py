@@ -1,4 +1,4 @@
-"""The goals that a run of the speed benchmark is compared with."""
+"""The goals of the speed benchmark."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from benchmarks.speed.workloads import FORWARD, MEMORY, TRAIN, TRAIN_DROPOUT
 
 
 class Bar(NamedTuple):
-    """A ratio or an exponent, the bar for it, and whether it is met."""
+    """A ratio or an exponent, the goal for it, and whether it is met."""
 
     what: str
     bar: str
@@ -34,7 +34,7 @@ class Bar(NamedTuple):
 
 
 def bars(results: Results) -> list[Bar]:
-    """Compare the run with the goals; those that were not measured are left out."""
+    """Compare the run with the goals; omit those that were not measured."""
     if results.environment["sizes"] != "full":
         return []
     times, exponent = results.ratio, results.exponent
@@ -65,34 +65,78 @@ def bars(results: Results) -> list[Bar]:
         return min((ratio for ratio in ratios if ratio is not None), default=None)
 
     at_least = (
-        ("A infer, author / ours", 4.5 if kept else 7.0, times("A", FORWARD, AUTHOR, OURS_AUTHOR)),
-        ("A train 0.2, author / ours", 5, times("A", TRAIN_DROPOUT, AUTHOR, OURS_AUTHOR)),
-        ("A train 0, author / ours", 2, times("A", TRAIN, AUTHOR, OURS_AUTHOR)),
-        *both("A train 0.2, {} / ours", 10, "A", TRAIN_DROPOUT, OURS_AUTHOR),
-        *both("A train 0, {} / ours", 10, "A", TRAIN, OURS_AUTHOR),
-        ("A train memory, author / ours", 5, times("A", MEMORY, AUTHOR, OURS_AUTHOR)),
-        *both("A infer, {} / pooled", 15, "A", FORWARD, OURS),
-        ("A parameters, MulT / pooled", 3, times("A", "parameters", MULT, OURS)),
-        ("B infer, author / ours", 1.5, times("B", FORWARD, AUTHOR, OURS_AUTHOR)),
-        ("B train 0.2, author / ours", 1.7, times("B", TRAIN_DROPOUT, AUTHOR, OURS_AUTHOR)),
-        ("B ragged infer", 1.5, times("B ragged", FORWARD, AUTHOR, OURS_AUTHOR)),
-        ("B ragged train 0.2", 1.7, times("B ragged", TRAIN_DROPOUT, AUTHOR, OURS_AUTHOR)),
-        *both("C infer at n = 12, {} / pooled", 100, "C", FORWARD, OURS, size=12),
-        *both("C infer at n = 16, {} / pooled", 150, "C", FORWARD, OURS, size=16),
-        ("D infer at 1,024, author / ours", 8, times("D", FORWARD, AUTHOR, OURS_AUTHOR, 1024)),
-        ("compiled, slowest, eager / compiled", 1, slowest_compiled()),
+        (
+            "A, inference: author's design / ours",
+            4.5 if kept else 7.0,
+            times("A", FORWARD, AUTHOR, OURS_AUTHOR),
+        ),
+        (
+            "A, training, dropout 0.2: author's design / ours",
+            5,
+            times("A", TRAIN_DROPOUT, AUTHOR, OURS_AUTHOR),
+        ),
+        (
+            "A, training, no dropout: author's design / ours",
+            2,
+            times("A", TRAIN, AUTHOR, OURS_AUTHOR),
+        ),
+        *both("A, training, dropout 0.2: {} / ours", 10, "A", TRAIN_DROPOUT, OURS_AUTHOR),
+        *both("A, training, no dropout: {} / ours", 10, "A", TRAIN, OURS_AUTHOR),
+        ("A, memory: author's design / ours", 5, times("A", MEMORY, AUTHOR, OURS_AUTHOR)),
+        *both("A, inference: {} / pooled", 15, "A", FORWARD, OURS),
+        ("A, parameters: MulT / pooled", 3, times("A", "parameters", MULT, OURS)),
+        ("B, inference: author's design / ours", 1.5, times("B", FORWARD, AUTHOR, OURS_AUTHOR)),
+        (
+            "B, training, dropout 0.2: author's design / ours",
+            1.7,
+            times("B", TRAIN_DROPOUT, AUTHOR, OURS_AUTHOR),
+        ),
+        (
+            "B ragged, inference: author's design / ours",
+            1.5,
+            times("B ragged", FORWARD, AUTHOR, OURS_AUTHOR),
+        ),
+        (
+            "B ragged, training, dropout 0.2: author's design / ours",
+            1.7,
+            times("B ragged", TRAIN_DROPOUT, AUTHOR, OURS_AUTHOR),
+        ),
+        *both("C, inference at n = 12: {} / pooled", 100, "C", FORWARD, OURS, size=12),
+        *both("C, inference at n = 16: {} / pooled", 150, "C", FORWARD, OURS, size=16),
+        (
+            "D, inference at 1,024: author's design / ours",
+            8,
+            times("D", FORWARD, AUTHOR, OURS_AUTHOR, 1024),
+        ),
+        ("compiled, lowest: eager / compiled", 1, slowest_compiled()),
     )
     at_most = (
-        ("C infer, exponent in n, author's weights", 1.05, exponent("C", OURS_AUTHOR, FORWARD)),
-        ("C infer, exponent in n, pooled", 1.05, exponent("C", OURS, FORWARD)),
-        ("C infer, exponent in steps, n - 1, pooled", 1.05, exponent("C", OURS, FORWARD, 1)),
-        ("D infer, exponent without self-attention", 1.05, exponent("D", OURS_NO_SELF, FORWARD)),
-        ("D train, exponent without it", 1.05, exponent("D", OURS_NO_SELF, TRAIN_DROPOUT)),
-        ("D infer, exponent with linear", 1.05, exponent("D", OURS_LINEAR, FORWARD)),
-        ("D train, exponent with linear", 1.05, exponent("D", OURS_LINEAR, TRAIN_DROPOUT)),
-        ("E, cached step / that step alone, worst", 1.15, worst("E", STEP, ALONE)),
-        ("F, pooled / by hand, worst", 1.6, worst("F", OURS, BY_HAND)),
-        ("F, default form / by hand, worst", 1.6, worst("F", DEFAULT, BY_HAND_DEFAULT)),
+        (
+            "C, inference, author's weights: exponent in n",
+            1.05,
+            exponent("C", OURS_AUTHOR, FORWARD),
+        ),
+        ("C, inference, pooled: exponent in n", 1.05, exponent("C", OURS, FORWARD)),
+        ("C, inference, pooled: exponent in steps, n - 1", 1.05, exponent("C", OURS, FORWARD, 1)),
+        ("D, inference, no self-attention: exponent", 1.05, exponent("D", OURS_NO_SELF, FORWARD)),
+        (
+            "D, training, no self-attention: exponent",
+            1.05,
+            exponent("D", OURS_NO_SELF, TRAIN_DROPOUT),
+        ),
+        (
+            "D, inference, linear self-attention: exponent",
+            1.05,
+            exponent("D", OURS_LINEAR, FORWARD),
+        ),
+        (
+            "D, training, linear self-attention: exponent",
+            1.05,
+            exponent("D", OURS_LINEAR, TRAIN_DROPOUT),
+        ),
+        ("E, highest: cached step / that step alone", 1.15, worst("E", STEP, ALONE)),
+        ("F, highest: pooled / by hand", 1.6, worst("F", OURS, BY_HAND)),
+        ("F, highest: default form / by hand", 1.6, worst("F", DEFAULT, BY_HAND_DEFAULT)),
     )
     return [
         Bar(what, f"{sign} {bar:g}", got, sense * got >= sense * bar)

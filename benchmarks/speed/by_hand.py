@@ -1,4 +1,4 @@
-"""Our arithmetic written straight down, to see what the library adds to it: nothing is checked."""
+"""Our arithmetic as straight-line code without checks, to measure the library's overhead."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ POSITION_WEIGHT = 0.3
 
 
 class ByHand:
-    """Weights and products of a chain with shared weights, without masks and dropout.
+    """A chain with shared weights, without masks and dropout.
 
-    Everything that a call can take from the one before is prepared: positions are a table.
+    Values that do not change between calls are prepared: positions are a table.
     """
 
     def __init__(self, fusion: GatedRecurrentFusion) -> None:
@@ -63,7 +63,7 @@ class SummaryByHand(ByHand):
 
 
 class PaperByHand(ByHand):
-    """The paper's form with a pooled context; the products of query, key and value are one."""
+    """The paper's form with a pooled context; one product computes query, key and value."""
 
     def __init__(self, fusion: GatedRecurrentFusion) -> None:
         super().__init__(fusion)
@@ -135,7 +135,7 @@ class PaperByHand(ByHand):
 def step_alone(
     fusion: GatedRecurrentFusion, state: FusionState, name: str, features: Tensor
 ) -> Callable[[], Tensor]:
-    """One modality's step on a pooled context as a call of the parts, past `fusion.step`."""
+    """Return a call of one step on a pooled context that calls the parts, not `fusion.step`."""
     projection, block, unit = fusion.projections[name], fusion.block, fusion.unit
     table = sinusoids(LONGEST, fusion.embed_dim).to(features)
     context = state.context

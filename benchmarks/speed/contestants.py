@@ -1,4 +1,4 @@
-"""Everybody who takes part, each built for given modalities and dropout, all of one size."""
+"""Builders of all contestants for given modalities and dropout, all of one size."""
 
 import copy
 import importlib.util
@@ -46,7 +46,7 @@ Builder = Callable[[Mapping[str, int], float], Contestant]
 
 
 def ours(**options: object) -> Builder:
-    """Our module with these options and weights of its own."""
+    """Return a builder of our module with these options and its own weights."""
 
     def build(modalities: Mapping[str, int], dropout: float) -> Contestant:
         fusion = GatedRecurrentFusion(
@@ -65,19 +65,19 @@ def ours(**options: object) -> Builder:
 
 
 def default(**options: object) -> Builder:
-    """Our module as README has it, with a width alone."""
+    """Return a builder of our module as in the README, with only a width."""
     return lambda modalities, dropout: called(
         GatedRecurrentFusion(modalities, embed_dim=DIM, dropout=dropout, **options)
     )
 
 
 def pooled(modalities: Mapping[str, int], dropout: float) -> Contestant:
-    """Concatenation in its strong form."""
+    """Return pooled concatenation, its strong form."""
     return called(ConcatFusion(modalities, embed_dim=DIM, stage="pooled", dropout=dropout))
 
 
 def ours_as_author(modalities: Mapping[str, int], dropout: float) -> Contestant:
-    """Our module with the weights of `author`."""
+    """Return our module with the weights of `author`."""
     weights = author(modalities, dropout).module.state_dict()
     loaded = load_author_checkpoint(weights, order=list(modalities), num_heads=HEADS)
     fusion = GatedRecurrentFusion(**(loaded.config() | {"dropout": dropout}))
@@ -86,7 +86,7 @@ def ours_as_author(modalities: Mapping[str, int], dropout: float) -> Contestant:
 
 
 def mult_as_written(modalities: Mapping[str, int], dropout: float) -> Contestant:
-    """The same with products, softmax and dropout one by one, instead of PyTorch's fused kernel."""
+    """Return MulT with separate products, softmax and dropout, without PyTorch's fused kernel."""
     model = mult(modalities, dropout).module
 
     def call(features: Features, _: Masks) -> Tensor:
@@ -97,7 +97,7 @@ def mult_as_written(modalities: Mapping[str, int], dropout: float) -> Contestant
 
 
 class TorchCrossAttention(nn.Module):
-    """The first modality reads every other through one `nn.MultiheadAttention` each: one layer."""
+    """The first modality attends to each other one with one `nn.MultiheadAttention`: one layer."""
 
     def __init__(self, modalities: int, dropout: float) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class TorchCrossAttention(nn.Module):
 
 
 class XCrossAttention(nn.Module):
-    """The first modality reads all steps of the others, by x-transformers."""
+    """The first modality attends to all steps of the others, by x-transformers."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class XCrossAttention(nn.Module):
 
 
 def peer(body: Callable[[int, float], nn.Module]) -> Builder:
-    """Make a contestant of what `body` makes for a number of modalities and a dropout."""
+    """Return a builder of a peer; `body` builds it for a number of modalities and a dropout."""
 
     def build(modalities: Mapping[str, int], dropout: float) -> Contestant:
         module = Peer(modalities, body(len(modalities), dropout))
@@ -164,6 +164,6 @@ PACKAGES = {
 
 
 def missing() -> dict[str, str]:
-    """Return the contestants that cannot take part, with the package that is not installed."""
+    """Return the contestants whose package is not installed, with the package."""
     found = importlib.util.find_spec
     return {name: package for name, package in PACKAGES.items() if found(package) is None}

@@ -29,12 +29,12 @@ from benchmarks.speed.workloads import DROPOUT, FORWARD, MEMORY, TRAIN, TRAIN_DR
 
 TOLERANCE = 1e-5
 DROPOUTS = {FORWARD: 0.0, TRAIN: 0.0, TRAIN_DROPOUT: DROPOUT, MEMORY: DROPOUT}
-# Growth that is assumed of a contestant that has only been seen at one size.
+# Growth assumed for a contestant that was measured at one size only.
 STEEP = 2.5
 
 
 class Run(NamedTuple):
-    """What the measurements of a workload share."""
+    """Context shared by the measurements of a workload."""
 
     args: argparse.Namespace
     results: Results
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Contestants that are installed and asked for."""
+        """Contestants that are installed and selected."""
         chosen = self.args.contestant or BUILDERS
         return [name for name in BUILDERS if name in chosen and name not in self.results.missing]
 
@@ -102,7 +102,7 @@ def compare(workload: Workload, run: Run) -> Iterator[Row]:
 
 
 def stream(workload: Workload, run: Run) -> Iterator[Row]:
-    """Compare one cached step with that step by hand, and with fusing everything again."""
+    """Compare one cached step with that step by hand, and with fusing all modalities again."""
     features, masks = workload.draw()
     contestants = {name: run.build(name, workload) for name in (OURS, AUTHOR, MULT)}
     fusion = contestants[OURS].module
@@ -125,7 +125,7 @@ def stream(workload: Workload, run: Run) -> Iterator[Row]:
 
 
 def tiny(workload: Workload, run: Run) -> Iterator[Row]:
-    """Compare the library's forward pass with the same operations by hand."""
+    """Compare the library's forward pass with the same operations written by hand."""
     features, masks = workload.draw()
     built = {name: run.build(name, workload) for name in BUILDERS if name not in missing()}
     calls = {name: clock.forward(contestant, features, masks) for name, contestant in built.items()}
@@ -171,7 +171,7 @@ def _inference(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _too_much(workload: Workload, name: str, figure: str, run: Run) -> str | None:
-    """Tell why a contestant cannot run at this size, judged by the sizes before."""
+    """Return why a contestant cannot run at this size, judging by smaller sizes."""
     results, group, size = run.results, workload.group, workload.size
     if not size:
         return None
@@ -201,7 +201,7 @@ def _memory(workload: Workload, name: str, run: Run) -> Row:
 def _check_equal(
     workload: Workload, run: Run, calls: dict[str, Callable[[], Tensor]], like: str, *names: str
 ) -> Iterator[Row]:
-    """Stop the run where contestants that share weights disagree, in what could be run."""
+    """Stop the run if contestants that share weights differ, as far as they were run."""
     timed = [run.results.find(workload.group, n, FORWARD, workload.size) for n in (like, *names)]
     if any(record is None or record.skipped for record in timed):
         return

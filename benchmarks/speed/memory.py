@@ -35,7 +35,7 @@ def peak_memory(
 
 
 def measure_memory(task: str) -> int:
-    """Run in the process of its own: a step on two steps a sequence first, to load the kernels."""
+    """Measure in the new process, after a training step on two time steps to load the kernels."""
     contestant, group, size, threads, quick = json.loads(task)
     torch.set_num_threads(threads)
     candidates = workloads(quick=quick)[group[0]]
@@ -54,7 +54,7 @@ def measure_memory(task: str) -> int:
 
 
 def _forget_peak() -> int:
-    """Start a new peak where the system can (Linux), and return the memory in use now."""
+    """Reset the peak if the system can (Linux), and return the memory in use now."""
     if STATUS.exists():
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()

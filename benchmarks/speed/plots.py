@@ -31,7 +31,7 @@ FIGURES = {
     TRAIN_DROPOUT: ("Training with dropout 0.2, milliseconds", 1e-3),
     MEMORY: ("Peak memory of a training step, MB", 1e6),
 }
-# What is drawn in this colour gets the colour of the page's text.
+# Replaced by the colour of the page's text.
 INK = "#123456"
 STYLE = """<style>
   svg { color: #1e293b }
@@ -66,7 +66,7 @@ def plot(results: Results, group: str, folder: Path) -> Path | None:
         axis.grid(visible=True, alpha=0.25)
         _label(axis, ends, ticks[-1])
     file = folder / f"speed_{group.lower()}.svg"
-    # Without the date the same run makes the same file.
+    # Without a date, the same run gives the same file.
     drawing.savefig(file, transparent=True, metadata={"Date": None})
     plt.close(drawing)
     text = file.read_text("utf-8").replace(INK, "currentColor")
@@ -83,7 +83,7 @@ def _label(axis: Axes, ends: Mapping[str, tuple[float, float, str]], last: float
     for _, (_, y, _) in ordered:
         limit = max(math.log(y), limit + gap)
         places.append(limit)
-    # What was pushed above the axes comes down again, and pushes the others down.
+    # Labels that were pushed above the axes move down again, and push the others down.
     limit = high + gap
     for k in reversed(range(len(places))):
         limit = places[k] = min(places[k], limit - gap)

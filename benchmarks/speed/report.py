@@ -1,6 +1,6 @@
 """Markdown tables of saved runs: `python -m benchmarks.speed.report RUN.json...`.
 
-What a later run has measured again replaces what an earlier one has.
+Rows of later runs replace the same rows of earlier runs.
 """
 
 import functools
@@ -30,7 +30,7 @@ UNITS = {
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """Return everything for a JSON file, with the bars."""
+    """Return everything for a JSON file, with the goals."""
     return results.as_json() | {"bars": [bar._asdict() for bar in bars(results)]}
 
 
@@ -54,14 +54,14 @@ def markdown(results: Results) -> str:
         (bar.what, bar.bar, f"{bar.got:.2f}", "met" if bar.met else "missed")
         for bar in bars(results)
     ]
-    lines += ["## Bars", "", *table(("what", "bar", "got", ""), held)]
+    lines += ["## Goals", "", *table(("Measurement", "Goal", "Result", ""), held)]
     return "\n".join(lines)
 
 
 def _table_of_figures(results: Results, rows: list[Row], group: str) -> list[str]:
     figures = [f for f in UNITS if any(row.figure == f for row in rows)]
     header = [f"{figure}, {UNITS[figure][0]}" for figure in figures]
-    header += ["infer, author's / this", "share of peak, %"]
+    header += ["inference, author's / this", "share of peak, %"]
     lines = []
     for name in dict.fromkeys(row.contestant for row in rows):
         cells = [_cell(results.find(group, name, figure)) for figure in figures]
@@ -93,7 +93,7 @@ def _tables_of_sizes(results: Results, rows: list[Row], group: str, sizes: list[
 
 
 def _cell(row: Row | None) -> str:
-    """Show a value, with its quartiles where there are any."""
+    """Format a value, with its quartiles if it has any."""
     if row is None:
         return ""
     if row.median is None:

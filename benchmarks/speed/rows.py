@@ -1,4 +1,4 @@
-"""What a run of the speed benchmark has measured: one row a figure of a contestant."""
+"""Results of the speed benchmark: one row per figure and contestant."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ COMPILING, GRAPHS = "first call compiled", "graphs"
 
 
 class Row(NamedTuple):
-    """One figure of one contestant: seconds, bytes or a count, or why there is none."""
+    """One figure of one contestant: seconds, bytes or a count, or the reason why it was skipped."""
 
     group: str
     size: int
@@ -33,29 +33,29 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> tuple[str, int, str, str]:
-        """What was measured."""
+        """The identity of the row."""
         return self[:4]
 
     @classmethod
     def plain(cls, workload: Workload, contestant: str, figure: str, value: float) -> "Row":
-        """Return the row of something that has no spread."""
+        """Return the row of a figure without spread."""
         return cls(workload.group, workload.size, contestant, figure, value, value, value, 1)
 
     @classmethod
     def skip(cls, workload: Workload, contestant: str, figure: str, reason: str) -> "Row":
-        """Return the row of something that was not measured."""
+        """Return the row of a figure that was not measured."""
         return cls(workload.group, workload.size, contestant, figure, None, skipped=reason)
 
 
 @dataclasses.dataclass
 class Results:
-    """All that a run has to tell.
+    """All results of a run.
 
     Attributes:
-        environment: What the numbers depend on.
-        peak: Operations a second of a matrix product.
-        missing: Contestants without their package, by name.
-        rows: What was measured.
+        environment: Versions, device and options.
+        peak: Operations per second of a matrix product.
+        missing: Contestants whose package is not installed, with the package.
+        rows: The measurements.
     """
 
     environment: dict[str, str]
@@ -69,16 +69,16 @@ class Results:
         return next((row for row in self.rows if row.key == key), None)
 
     def series(self, group: str, contestant: str, figure: str) -> list[tuple[int, float]]:
-        """Return sizes and medians of what was measured."""
+        """Return the measured sizes and medians."""
         of_figure = self._of(group, contestant, figure)
         return [(row.size, row.median) for row in of_figure if row.median is not None]
 
     def skipped(self, group: str, contestant: str, figure: str) -> bool:
-        """Tell whether any size was skipped."""
+        """Return whether any size was skipped."""
         return any(row.skipped for row in self._of(group, contestant, figure))
 
     def ratio(self, group: str, figure: str, slow: str, fast: str, size: int = 0) -> float | None:
-        """Return how many times the first takes what the second takes."""
+        """Return how many times as long the first takes as the second."""
         pair = [self.find(group, name, figure, size) for name in (slow, fast)]
         values = [row.median for row in pair if row is not None and row.median]
         return values[0] / values[1] if len(values) == 2 else None
@@ -98,13 +98,13 @@ class Results:
 
     @classmethod
     def from_json(cls, path: Path) -> "Results":
-        """Read what a run has written."""
+        """Read the JSON file of a run."""
         saved = json.loads(path.read_text())
         rows = [Row(**record) for record in saved["records"]]
         return cls(saved["environment"], saved["peak"], saved["missing"], rows)
 
     def replace(self, later: "Results") -> "Results":
-        """Return these results with those of a later run in place of what it has measured again."""
+        """Return these results, with repeated rows replaced by those of a later run."""
         again = {row.key for row in later.rows}
         kept = [row for row in self.rows if row.key not in again]
         return dataclasses.replace(later, rows=kept + later.rows)

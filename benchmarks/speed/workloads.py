@@ -1,4 +1,4 @@
-"""What is fused: the sizes of each workload, and random batches of them."""
+"""The sizes of each workload, and random batches of them."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ FORWARD, TRAIN, TRAIN_DROPOUT, MEMORY = "forward", "training", "training, dropou
 ALL = (FORWARD, TRAIN, TRAIN_DROPOUT, MEMORY)
 
 TITLES = {
-    "A": "CMU-MOSI's unaligned shapes: batch 32, lengths 50, 375, 500, of which 20 to 100 % real",
-    "B": "the same three, batch 32, all of length 50, without padding",
-    "B ragged": "the same three, batch 32, length 50, of which 20 to 100 % real",
-    "C": "n modalities of length 50 and 64 features, batch 16, without padding",
-    "D": "three modalities of equal length and 64 features, batch 4, without padding",
-    "E": "streaming: batch 1, text (50) and audio (375) cached, a tick of vision of the size given",
-    "F": "tiny: batch 1, three modalities of length 1 to 8, no masks",
+    "A": "CMU-MOSI, unaligned: batch 32, lengths 50, 375 and 500, 20 to 100 % of steps real",
+    "B": "the same three modalities, batch 32, all of length 50, no padding",
+    "B ragged": "the same three modalities, batch 32, length 50, 20 to 100 % of steps real",
+    "C": "n modalities of length 50 and width 64, batch 16, no padding",
+    "D": "three modalities of equal length and width 64, batch 4, no padding",
+    "E": "streaming: batch 1, text (50) and audio (375) cached, a chunk of vision of this length",
+    "F": "tiny inputs: batch 1, three modalities of length 1 to 8, no masks",
 }
 
 
@@ -25,10 +25,10 @@ class Workload(NamedTuple):
 
     Attributes:
         group: Key of `TITLES`.
-        size: What grows within the group, 0 where nothing does.
+        size: The size that grows within the group, 0 if none does.
         batch: Samples.
         sequences: Length and feature width of each modality.
-        figures: What is measured.
+        figures: Figures to measure.
         ragged: Whether real lengths vary from 20 to 100 %.
         masked: Whether masks are passed.
     """
@@ -47,7 +47,7 @@ class Workload(NamedTuple):
         return {name: width for name, (_, width) in self.sequences.items()}
 
     def draw(self, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Draw features, random in padding too, and masks, or `None` without masks."""
+        """Draw features, also random in padded steps, and masks, or `None` without masks."""
         generator = torch.Generator().manual_seed(seed)
         features, masks = {}, {}
         for name, (time, width) in self.sequences.items():

@@ -1,1 +1,1 @@
-"""The data sets: how each is read, split and standardised, and what all of them are."""
+"""The data sets: reading, splitting and standardising."""

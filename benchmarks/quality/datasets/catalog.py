@@ -14,7 +14,7 @@ from benchmarks.quality.datasets.omics import rosmap
 from benchmarks.quality.datasets.synthetic import synthetic
 
 Loader = Callable[[dict[str, NDArray], int | None], Dataset]
-# Archives and loader, in the order in which sweeps take them.
+# Archives and loader, in the order of sweeps.
 ARCHIVES: dict[str, tuple[tuple[str, ...], Loader]] = {
     "dsads-three": (("dsads",), lambda x, n: sensors.dsads(x, "three", n)),
     "digits": (("fsdd", "mfeat"), digits),
@@ -29,17 +29,17 @@ ARCHIVES: dict[str, tuple[tuple[str, ...], Loader]] = {
 }
 MADE_UP = tuple(f"synthetic-{kind}" for kind in ("classes", "binary", "regression"))
 PLAIN = (*ARCHIVES, "mosi", *MADE_UP)
-# Each data set as it comes, and with its modalities encoded.
+# Each data set with raw and with encoded features.
 NAMES = tuple(f"{name}{track}" for name in PLAIN for track in ("", ENCODED))
 
 
 def plain(name: str) -> str:
-    """Return the name of a data set as it comes."""
+    """Return the name of a data set without the suffix for encoded features."""
     return name.removesuffix(ENCODED)
 
 
 def locate(name: str, folder: Path) -> tuple[Path, ...] | None:
-    """Return the files of a data set, `None` where one of them is not."""
+    """Return the files of a data set, `None` if one is missing."""
     name = plain(name)
     if name in MADE_UP:
         return ()
@@ -55,7 +55,7 @@ def load(name: str, folder: Path, most: int | None = None) -> Dataset:
     """Load a data set, or `most` samples of each of its parts.
 
     Raises:
-        FileNotFoundError: If a file of it is not there.
+        FileNotFoundError: If one of its files is missing.
     """
     paths = locate(name, folder)
     if paths is None:
@@ -68,7 +68,7 @@ def load(name: str, folder: Path, most: int | None = None) -> Dataset:
         archives, loader = ARCHIVES[plain(name)]
         arrays: dict[str, NDArray] = {}
         for archive, path in zip(archives, paths, strict=True):
-            # Where there are several, their names tell equal keys apart.
+            # With several archives, their names distinguish equal keys.
             prefix = f"{archive}." if len(archives) > 1 else ""
             with np.load(path) as content:
                 arrays |= {f"{prefix}{key}": value for key, value in content.items()}

@@ -1,4 +1,4 @@
-"""What a data set is to the benchmark: named modalities, padded and masked, in three parts."""
+"""A data set of the benchmark: named modalities, padded and masked, in three parts."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PARTS = ("train", "validation", "test")
-# Behind the name of a data set whose modalities are encoded.
+# Suffix of data sets with encoded features.
 ENCODED = "-encoded"
 
 
 class Task(NamedTuple):
-    """What is to be told.
+    """The target of a data set.
 
     Attributes:
         kind: Classes, a binary outcome, or a number.
-        outputs: Scores a sample: one a class, otherwise 1.
-        primary: The metric that validation decides by, see `metrics.measure`.
-        higher: Whether more of it is better.
+        outputs: Scores per sample: one per class, otherwise 1.
+        primary: The metric used on validation data, see `metrics.measure`.
+        higher: Whether higher is better.
     """
 
     kind: Literal["classes", "binary", "regression"]
@@ -34,18 +34,18 @@ class Task(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What every method may spend on a data set; the same for all.
+    """The budget on a data set, the same for every method.
 
     Attributes:
-        epochs: Longest training.
-        batch: Samples a step.
+        epochs: Largest number of epochs.
+        batch: Samples per step.
         trials: Learning rate and width of each trial.
         patience: Epochs without a better validation score until training stops.
-        weight_decay: AdamW's.
+        weight_decay: Weight decay of AdamW.
         sorted_chunks: Batches that are sorted by length together; 1 for batches at random.
-        refit: Whether, once settings, epoch and threshold are chosen, the models that are reported
-            are trained on train and validation together.
-        drop_steps: Probability that a step of a sequence is left out in training, see `drop_steps`.
+        refit: Whether reported models are trained on train and validation together, once settings,
+            epoch and threshold are chosen.
+        drop_steps: Probability of dropping a time step in training, see `drop_steps`.
     """
 
     epochs: int
@@ -58,12 +58,12 @@ class Budget:
     drop_steps: float = 0.0
 
     def steps(self, samples: int) -> int:
-        """Return how many batches an epoch has: full ones, so that all are as long."""
+        """Return the number of batches per epoch, full ones only."""
         return max(1, samples // self.batch)
 
 
 class Batch(NamedTuple):
-    """Some samples, every modality as long as the longest of them; what nobody has is left out."""
+    """Some samples, each modality trimmed to the longest; fully missing modalities are omitted."""
 
     features: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -76,9 +76,9 @@ class Summaries:
     """Fixed numbers of columns for the classical methods.
 
     Attributes:
-        values: ``(samples, columns)``, NaN where there is none.
+        values: ``(samples, columns)``, NaN if missing.
         owner: ``(columns,)``, index of the modality a column comes from.
-        absent: ``(columns,)``, what a column holds where its modality is absent.
+        absent: ``(columns,)``, value of a column if its modality is missing.
     """
 
     values: NDArray
@@ -86,12 +86,12 @@ class Summaries:
     absent: NDArray
 
     def join(self, other: "Summaries") -> "Summaries":
-        """Put the samples of another part behind one's own."""
+        """Append the samples of another part."""
         values = np.concatenate((self.values, other.values))
         return Summaries(values, self.owner, self.absent)
 
     def without(self, present: Tensor | None) -> NDArray:
-        """Return the columns where only some modalities are present, ``(samples, modalities)``."""
+        """Return the columns with modalities switched off by `present`."""
         if present is None:
             return self.values
         return np.where(present.numpy()[:, self.owner], self.values, self.absent)
@@ -122,7 +122,7 @@ class Part:
 
     @property
     def present(self) -> Tensor:
-        """Which sample has which modality, ``(samples, modalities)``."""
+        """Which samples have which modality, ``(samples, modalities)``."""
         return torch.stack([lengths > 0 for lengths in self.lengths.values()], dim=1)
 
     @property
@@ -131,12 +131,12 @@ class Part:
         return torch.stack(list(self.lengths.values())).sum(dim=0)
 
     def batch(self, index: Tensor, names: Sequence[str] | None = None) -> Batch:
-        """Cut out some samples, trimmed; `names` restricts the modalities."""
+        """Select some samples, trimmed; `names` restricts the modalities."""
         chosen = list(self.features) if names is None else list(names)
         lengths = {name: self.lengths[name][index] for name in chosen}
         longest = {name: int(length.max()) for name, length in lengths.items()}
         if not any(longest.values()):
-            # Somebody has to tell how many samples there are.
+            # One modality must have a step, for the number of samples.
             longest[chosen[0]] = 1
         features, masks = {}, {}
         for name, time in longest.items():
@@ -148,7 +148,7 @@ class Part:
         return Batch(features, masks, present, self.labels[index])
 
     def join(self, other: "Part") -> "Part":
-        """Put the samples of another part behind one's own, as long as the longest of both."""
+        """Append the samples of another part, padded to the longest of both."""
         features, masks = {}, {}
         for name, x in self.features.items():
             longest = max(x.shape[1], other.features[name].shape[1])
@@ -179,16 +179,16 @@ class Dataset:
 
     Attributes:
         name: Its name in the tables.
-        title: What it is and how it was split, in a line.
-        task: What is to be told.
+        title: Content and split, in one line.
+        task: The target.
         parts: Train, validation and test.
-        budget: What a method may spend.
+        budget: The budget of each method.
         reference: Numbers that came with the data: name, metric, value.
-        encoded: Whether a small network a step of its own stands in front of each modality, the
-            same for every method and trained with it.
-        turns: Makes the parts of a seed, where each seed has another validation part.
-        compared: How many modalities are missing where methods are compared; ``None`` for the
-            point of the curve nearest to half.
+        encoded: Whether a small network encodes each step of each modality, the same for every
+            method and trained with it.
+        turns: Returns the parts of a seed, if each seed has its own validation part.
+        compared: Number of missing modalities in comparisons; ``None`` for the point of the curve
+            nearest to half.
     """
 
     name: str
@@ -218,21 +218,21 @@ class Dataset:
 
     @property
     def half(self) -> int:
-        """How many modalities are missing at the point of the curve that is compared."""
+        """Number of missing modalities in comparisons."""
         if self.compared is not None:
             return self.compared
         return min(self.missing[1:], key=lambda gone: abs(gone - len(self.modalities) / 2))
 
     def turn(self, seed: int) -> "Dataset":
-        """Return the data set as a seed sees it."""
+        """Return the data set with the parts of a seed."""
         return self if self.turns is None else dataclasses.replace(self, parts=self.turns(seed))
 
     def encode(self) -> "Dataset":
-        """Return the same with encoders in front."""
+        """Return the data set with encoded features."""
         return dataclasses.replace(self, name=f"{self.name}{ENCODED}", encoded=True)
 
     def whole(self) -> "Dataset":
-        """Return the same with train and validation as one training part."""
+        """Return the data set with train and validation joined as the training part."""
         joined = self.parts["train"].join(self.parts["validation"])
         return dataclasses.replace(self, parts={"train": joined, "test": self.parts["test"]})
 
@@ -250,7 +250,7 @@ class Dataset:
 
 
 def drop_steps(batch: Batch, share: float, chance: torch.Generator) -> Batch:
-    """Leave out a random share of the real steps; what a sample has keeps one step at least."""
+    """Drop a random share of the real steps; each present modality keeps at least one step."""
     masks = {}
     for name, x in batch.features.items():
         mask = batch.masks.get(name)
@@ -264,7 +264,7 @@ def drop_steps(batch: Batch, share: float, chance: torch.Generator) -> Batch:
 
 
 def curve(modalities: int) -> tuple[int, ...]:
-    """Return 0 to ``modalities - 1``, all of them up to 8 and then in growing strides."""
+    """Return 0 to ``modalities - 1``: all of them for up to 8 modalities, else growing strides."""
     if modalities <= 8:
         return tuple(range(modalities))
     points = {0, 1, 2, 4, *range(8, modalities - 1, 8), modalities - 1}

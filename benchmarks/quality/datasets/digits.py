@@ -1,7 +1,7 @@
-"""Digits that are seen and heard: handwriting of mfeat and speech of fsdd, paired by label.
+"""Digits as images and sound: handwriting of mfeat and speech of fsdd, paired by label.
 
-Each part is real, the pairs are made, as in AV-MNIST. No image, recording or speaker is in two
-parts.
+Images and recordings are real; the pairs are artificial, as in AV-MNIST. No image, recording or
+speaker is in two parts.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ FOLD = 4
 def digits(arrays: Arrays, most: int | None = None) -> Dataset:
     """Make the data set of an image (one step of 240 pixels) and a recording (steps of 40 ms).
 
-    An image is used with more than one recording where a part has fewer images; all pairs are
-    drawn once. Frames are standardised by band, pixels by their own deviation, both in train only.
+    If a part has fewer images than recordings, images are used more than once; pairs are drawn
+    once. Frames are standardised by band, pixels one by one, both with statistics of train.
     """
     length, speaker = arrays["fsdd.length"].astype(np.int64), arrays["fsdd.speaker"]
     spoken = arrays["fsdd.label"].astype(np.int64)
@@ -31,7 +31,7 @@ def digits(arrays: Arrays, most: int | None = None) -> Dataset:
     heard = np.repeat(np.isin(speaker, SPEAKERS["train"]), length)
     frames = standardise(frames, heard, axis=0)
     recordings = np.split(frames, np.cumsum(length)[:-1])
-    # Six images are in mfeat twice, in different folds: the first copy counts.
+    # Six images are in mfeat twice, in different folds: keep the first copy.
     _, first = np.unique(arrays["mfeat.pix"], axis=0, return_index=True)
     first = np.sort(first)
     written, fold_of = arrays["mfeat.label"][first].astype(np.int64), arrays["mfeat.fold"][first]
@@ -53,8 +53,8 @@ def digits(arrays: Arrays, most: int | None = None) -> Dataset:
         )
     return Dataset(
         "digits",
-        "digits seen (mfeat) and heard (fsdd), paired by label; no image, recording or speaker in "
-        "two parts",
+        "digits as images (mfeat) and speech (fsdd), paired by label; no image, recording or "
+        "speaker in two parts",
         Task("classes", 10, "accuracy"),
         parts,
         Budget(20, 64, grid((1e-3, 4e-3), (64,)), 10),

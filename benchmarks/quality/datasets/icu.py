@@ -1,10 +1,10 @@
-"""icu2012: 37 clinical series as they were taken, each event a step of its own sequence.
+"""icu2012: 37 clinical series without resampling, each event a step of its sequence.
 
 Nothing is resampled or filled. A step is the value, the time since admission, and the time since
-the previous event of the same series. Values become normal scores: the place of a value among all
-training events of its series, looked up in the normal distribution. Whatever the unit, the skew
-or an error of entry (a pH of 735), it ends up between -3 and 3. What is known at admission is the
-38th modality, one step.
+the previous event of the same series. Values are converted to normal scores: the rank of a value
+among all training events of its series, mapped to the normal distribution. The result is between -3
+and 3, regardless of unit, skew or typing errors (a pH of 735). The data known at admission are the
+38th modality, with one step.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ FURTHEST = 3.0
 VALIDATION = 0.2
 SPLIT_SEED = 2012
 STATIC = "static"
-# Columns of `static`; the unit that a patient lies in is one of four kinds.
+# Column of `static` with the kind of unit, one of four.
 ICU_TYPE = 3
 UNITS = (1, 2, 3, 4)
 STATISTICS = 6  # count, mean, minimum, maximum, first, last
@@ -35,21 +35,21 @@ REFERENCE = (
 
 
 class NormalScores:
-    """Maps values to where they stand among known ones, on the scale of a normal variable."""
+    """Maps values to their rank among known ones, on the scale of a normal variable."""
 
     def __init__(self, known: NDArray) -> None:
-        """Remember the known values."""
+        """Store the known values."""
         self.known = np.sort(known)
 
     def __call__(self, values: NDArray) -> NDArray:
-        """Return the scores; equal values share the middle of their places."""
+        """Return the scores; equal values share the middle of their ranks."""
         places = [np.searchsorted(self.known, values, side) for side in ("left", "right")]
         share = (sum(places) / 2 + 0.5) / (len(self.known) + 1)
         return torch.special.ndtri(torch.from_numpy(share)).numpy().clip(-FURTHEST, FURTHEST)
 
 
 def icu2012(arrays: Arrays, most: int | None = None) -> Dataset:
-    """Make the data set: set a less a stratified fifth trains, the fifth chooses, set b tests."""
+    """Make the data set: train on set a, validate on a stratified fifth of it, test on set b."""
     own, tests = (np.flatnonzero(arrays["set"] == k) for k in (0, 1))
     held = stratified(arrays["death"][own], VALIDATION, SPLIT_SEED)
     index = {"train": own[~held], "validation": own[held], "test": tests}
@@ -67,7 +67,7 @@ def icu2012(arrays: Arrays, most: int | None = None) -> Dataset:
         features = {STATIC: torch.from_numpy(static[rows]).float().unsqueeze(1)}
         masks = {STATIC: torch.ones(len(rows), 1, dtype=torch.bool)}
         columns = [np.where(arrays["static"][rows] < 0, np.nan, arrays["static"][rows])]
-        # Where each stay stands in this part, or nowhere.
+        # Row of each stay in this part, -1 if it is in another part.
         place = np.full(len(arrays["record"]), -1)
         place[rows] = np.arange(len(rows))
         here = place[stay] >= 0
@@ -86,7 +86,7 @@ def icu2012(arrays: Arrays, most: int | None = None) -> Dataset:
         )
     return Dataset(
         "icu2012",
-        "death in hospital, 37 clinical series of 48 hours and what is known at admission; train "
+        "death in hospital, from 37 clinical series of 48 hours and data known at admission; train "
         "on set a, a stratified fifth of it for validation, test on set b",
         Task("binary", 1, "AUROC"),
         parts,
@@ -99,9 +99,9 @@ def summarise(sample: NDArray, values: NDArray, samples: int) -> NDArray:
     """Return count, mean, minimum, maximum, first and last of each sample's events.
 
     Args:
-        sample: ``(events,)``, whose event it is, those of a sample together and in time.
+        sample: ``(events,)``, the sample of each event, sorted by sample and time.
         values: ``(events,)``.
-        samples: How many samples there are.
+        samples: Number of samples.
     """
     table = np.full((samples, STATISTICS), np.nan)
     count = np.bincount(sample, minlength=samples)
@@ -122,7 +122,7 @@ def summarise(sample: NDArray, values: NDArray, samples: int) -> NDArray:
 def _lay_out(
     sample: NDArray, scores: NDArray, minutes: NDArray, samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Put the events of a series into rows, padded behind."""
+    """Put the events of a series into rows, padded at the end."""
     count = np.bincount(sample, minlength=samples)
     before = np.cumsum(count) - count
     place = np.arange(len(sample)) - before[sample]
@@ -140,7 +140,7 @@ def _lay_out(
 
 
 def _static(static: NDArray, train: NDArray) -> NDArray:
-    """Return scores (0 where missing), kinds of unit and flags of what is missing."""
+    """Return scores (0 if missing), kinds of unit and flags of missing values."""
     columns = []
     for k in range(static.shape[1]):
         values = static[:, k]
@@ -154,7 +154,7 @@ def _static(static: NDArray, train: NDArray) -> NDArray:
 
 
 def _join(columns: list[NDArray]) -> Summaries:
-    """Join the summaries of all modalities; of an absent series the count is 0."""
+    """Join the summaries of all modalities; the count of a missing series is 0."""
     owner = np.concatenate([np.full(x.shape[1], k) for k, x in enumerate(columns)])
     absent = np.full(len(owner), np.nan)
     absent[columns[0].shape[1] :: STATISTICS] = 0.0

@@ -1,4 +1,4 @@
-"""CMU-MOSI from the pickle that MulT and GRF use. We do not have it; get it from MulT's authors.
+"""CMU-MOSI from the pickle that MulT and GRF use, which MulT's authors provide.
 
 `mosi_data.pkl` (aligned) or `mosi_data_noalign.pkl`: a dictionary of `train`, `valid` and `test`,
 each with `text` (samples, 50, 300), `audio` (samples, time, 5), `vision` (samples, time, 20) and
@@ -31,14 +31,14 @@ _ARRAYS = {
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
     *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    # How protocol 2, which Python 2 reads too, writes bytes.
+    # Protocol 2 uses this to write bytes.
     ("_codecs", "encode"),
 }
 _PLAIN = {"bytes", "bytearray", "complex", "dict", "frozenset", "list", "set", "str", "tuple"}
 
 
 class _Restricted(pickle.Unpickler):
-    """Makes numpy arrays and plain containers; a pickle can ask for anything else in vain."""
+    """Creates only numpy arrays and plain containers."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 (as its parent says)
         """Return what a pickle may call."""
@@ -51,10 +51,10 @@ class _Restricted(pickle.Unpickler):
 
 
 def restricted_load(content: bytes) -> Any:  # noqa: ANN401 (whatever the file holds)
-    """Unpickle numpy arrays and plain containers, and nothing that could run code.
+    """Unpickle numpy arrays and plain containers only, so no code can run.
 
     Raises:
-        pickle.UnpicklingError: If the pickle asks for anything else.
+        pickle.UnpicklingError: If the pickle contains anything else.
     """
     return _Restricted(io.BytesIO(content), encoding="latin1").load()
 
@@ -67,9 +67,9 @@ def find(folder: Path) -> Path | None:
 def mosi(path: Path, most: int | None = None) -> Dataset:
     """Make the data set.
 
-    Padding is told by steps that are 0 throughout, before or behind what is real, which is moved
-    to the front. Audio and vision are standardised by the training part's real steps and clipped;
-    word vectors stay as they are. Infinite audio is 0, as MulT has it.
+    Steps that are entirely 0 before or after the real ones are padding; real steps are moved to the
+    front. Audio and vision are standardised with the real steps of the training part and clipped.
+    Word vectors are not changed. Infinite audio values become 0, as in MulT.
     """
     content = restricted_load(path.read_bytes())
     raw = {part: _read(content, split, path) for part, split in SPLITS.items()}

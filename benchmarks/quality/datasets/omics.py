@@ -1,4 +1,4 @@
-"""rosmap: three omics of the same people, with the split that other papers report on."""
+"""rosmap: three omics of the same people, with the split of other papers."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ VALIDATION, SPLIT_SEED = 0.2, 106
 
 
 def rosmap(arrays: Arrays, most: int | None = None) -> Dataset:
-    """Make the data set: a stratified fifth of the training people chooses, then all of them train.
+    """Make the data set: a stratified fifth of the training people validates, then all train.
 
-    The people to test on are those of the archive.
+    The test people are those of the archive.
     """
     labels = np.concatenate((arrays["label_train"], arrays["label_test"]))
     known = np.arange(len(labels)) < len(arrays["label_train"])
@@ -28,7 +28,7 @@ def rosmap(arrays: Arrays, most: int | None = None) -> Dataset:
     features = {name: x[:, None] for name, x in columns.items()}
     return Dataset(
         "rosmap",
-        "Alzheimer's disease against control from three omics, the split of MOGONET's authors; a "
+        "Alzheimer's disease or control from three omics, the split of MOGONET's authors; a "
         "stratified fifth of its training part for validation",
         Task("binary", 1, "AUROC"),
         parts_of(features, columns, labels.astype(np.float32), belongs, most),

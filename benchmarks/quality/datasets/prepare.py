@@ -1,4 +1,4 @@
-"""What data sets are prepared with: standardised values, held out samples, parts of arrays."""
+"""Preparation of data sets: standardised values, held-out samples, parts of arrays."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ def grid(rates: Sequence[float], widths: Sequence[int]) -> tuple[tuple[float, in
 
 
 def summaries_of(columns: Mapping[str, NDArray]) -> Summaries:
-    """Make summaries of columns ``(samples, columns_k)`` by modality, NaN where absent."""
+    """Make summaries of columns ``(samples, columns_k)`` by modality, NaN if missing."""
     owner = [np.full(x.shape[1], k) for k, x in enumerate(columns.values())]
     values = np.concatenate([x.astype(np.float64) for x in columns.values()], axis=1)
     return Summaries(values, np.concatenate(owner), np.full(values.shape[1], np.nan))
@@ -31,7 +31,7 @@ def standardise(values: NDArray, train: NDArray, axis: int | tuple[int, ...]) ->
 
 
 def stratified(labels: NDArray, share: float, seed: int) -> NDArray:
-    """Tell which samples to hold out: the same share of every class, at random."""
+    """Return which samples to hold out: the same share of every class, at random."""
     held = np.zeros(len(labels), dtype=bool)
     rng = np.random.default_rng(seed)
     for label in np.unique(labels):
@@ -54,7 +54,7 @@ def parts_of(
     belongs: Mapping[str, NDArray],
     most: int | None,
 ) -> dict[str, Part]:
-    """Make the parts of arrays in which every step is real.
+    """Make parts from arrays in which every step is real.
 
     Args:
         features: ``(samples, time, width)`` by modality.

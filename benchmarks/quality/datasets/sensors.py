@@ -23,12 +23,12 @@ HOW = {
     "summaries": f"{ALL}, mean, deviation, minimum and maximum of each channel",
     "three": "accelerometers of torso, right arm and left leg, resampled to three different rates",
 }
-# Those of whom each validates in turn, and those who test.
+# Validation persons in turn, and test persons.
 PEOPLE, TESTED = (1, 2, 3, 4, 5), (6, 7, 8)
 THREE = ("torso_acc", "r_arm_acc", "l_leg_acc")
 # Time steps of a unit that make one step of its sequence.
 FOLD = 5
-# Every how many samples a unit is read where rates differ: 125, 63 and 25 values in 5 s.
+# Strides of the units at different rates: 125, 63 and 25 values in 5 s.
 STRIDES = {"torso": 1, "r_arm": 2, "l_arm": 2, "r_leg": 5, "l_leg": 5}
 VIEWS = ("fac", "fou", "kar", "mor", "pix", "zer")
 
@@ -36,8 +36,8 @@ VIEWS = ("fac", "fou", "kar", "mor", "pix", "zer")
 def hydraulic(arrays: Arrays, target: str, most: int | None = None) -> Dataset:
     """Make a data set of 17 sensors, split by runs of equal condition.
 
-    Each sensor is standardised at each second of the rig's load cycle, which is the same in every
-    sample, and its 60 values are folded into 3 steps of 20.
+    Each sensor is standardised separately at each second of the rig's load cycle, the same in
+    every sample. Its 60 values are folded into 3 steps of 20.
     """
     split, classes = arrays["run_split"], {"accumulator": PRESSURES, "valve": VALVES}[target]
     values = standardise(arrays["x"], split == 0, axis=0)
@@ -50,7 +50,7 @@ def hydraulic(arrays: Arrays, target: str, most: int | None = None) -> Dataset:
     reference = HYDRAULIC_REFERENCE[target]
     return Dataset(
         f"hydraulic-{target}",
-        title=f"{target} of a hydraulic rig, 17 sensors, no run of cycles in two parts",
+        title=f"{target} of a hydraulic rig, 17 sensors; no run of cycles in two parts",
         parts=parts_of(features, columns, labels, belongs, most),
         task=Task("classes", len(classes), "macro accuracy"),
         budget=Budget(80, 64, grid((1e-3, 4e-3), (64,)), 40, weight_decay=1.0),
@@ -61,17 +61,17 @@ def hydraulic(arrays: Arrays, target: str, most: int | None = None) -> Dataset:
 def dsads(arrays: Arrays, read: str = "whole", most: int | None = None) -> Dataset:
     """Make a data set of 15 sensor modalities, or of three of them, split by person.
 
-    Persons 6 to 8 test. Of persons 1 to 5 each validates in turn, that of its number with seeds 1
-    to 5, and the other four train. Channels are standardised, and 5 values in time are folded into
-    a step. With `read="rates"` the units are read at three rates, which is
-    resampling: natively all are aligned. `read="three"` keeps one sensor of each rate. With
-    `read="summaries"` a sensor is one step, which holds the statistics that classical methods get.
+    Persons 6 to 8 are the test part. With seeds 1 to 5, the person of that number validates and the
+    other four train. Channels are standardised, and 5 values in time are folded into a step. With
+    `read="rates"` the units are resampled to three rates; originally all are aligned.
+    `read="three"` keeps one sensor of each rate. With `read="summaries"` a sensor has one step, the
+    statistics that classical methods get.
     """
     turns = functools.cache(lambda person: _people(arrays, read, most, person))
     reported = (("all units, linear, train 1-5, as reported", "accuracy", ".878"),)
     return Dataset(
         "dsads" if read == "whole" else f"dsads-{read}",
-        title=f"19 activities, {HOW[read]}; nobody in two parts",
+        title=f"19 activities, {HOW[read]}; no person in two parts",
         parts=turns(PEOPLE[-1]),
         task=Task("classes", 19, "accuracy"),
         budget=Budget(30, 64, grid((1e-3, 4e-3), (64,)), 10),
@@ -81,7 +81,7 @@ def dsads(arrays: Arrays, read: str = "whole", most: int | None = None) -> Datas
 
 
 def _people(arrays: Arrays, read: str, most: int | None, person: int) -> dict[str, Part]:
-    """Return the parts where one person validates."""
+    """Return the parts with one person for validation."""
     subject = arrays["subject"]
     others = tuple(one for one in PEOPLE if one != person)
     people = {"train": others, "validation": (person,), "test": TESTED}
@@ -107,7 +107,7 @@ def _people(arrays: Arrays, read: str, most: int | None, person: int) -> dict[st
 
 
 def mfeat(arrays: Arrays, most: int | None = None) -> Dataset:
-    """Make a data set of 6 views of handwritten digits, 200 samples to train on.
+    """Make a data set of 6 views of handwritten digits, 200 samples for training.
 
     Fold 2 trains, fold 3 validates (another 200, never trained on), folds 0 and 1 test.
     """
@@ -119,7 +119,7 @@ def mfeat(arrays: Arrays, most: int | None = None) -> Dataset:
     features = {name: x[:, None] for name, x in flat.items()}
     return Dataset(
         "mfeat",
-        title="6 views of handwritten digits, 200 samples to train on",
+        title="6 views of handwritten digits, 200 samples for training",
         parts=parts_of(features, flat, arrays["label"].astype(np.int64), belongs, most),
         task=Task("classes", 10, "accuracy"),
         compared=4,
@@ -132,7 +132,7 @@ def mfeat(arrays: Arrays, most: int | None = None) -> Dataset:
 
 
 def fold(series: NDArray, steps: int) -> NDArray:
-    """Make one step of ``steps`` values, ``(samples, time, width)``; the last value fills up."""
+    """Fold ``steps`` values into one step, ``(samples, time, width)``, padded with the last one."""
     lacking = -series.shape[1] % steps
     padded = np.pad(series, ((0, 0), (0, lacking), (0, 0)), mode="edge")
     return padded.reshape(len(series), -1, steps * series.shape[2])

@@ -16,7 +16,7 @@ TASKS = {
 
 
 def synthetic(kind: str = "classes", seed: int = 0) -> Dataset:
-    """Make the data set; every modality tells a third of the answer, and a fifth is absent."""
+    """Make the data set: each modality has a third of the signal, and a fifth is missing."""
     generator = torch.Generator().manual_seed(seed)
     parts = {}
     for name, size in SIZES.items():
@@ -25,7 +25,7 @@ def synthetic(kind: str = "classes", seed: int = 0) -> Dataset:
         for k, (modality, width) in enumerate(WIDTHS.items()):
             time = LONGEST[modality]
             lengths = torch.randint(1, time + 1, (size, 1), generator=generator)
-            # The first modality is always there, so that nobody has nothing.
+            # The first modality is always present, so every sample has one.
             absent = (torch.rand(size, 1, generator=generator) < 0.2) & (k > 0)
             mask = (torch.arange(time) < lengths) & ~absent
             noise = 0.3 * torch.randn(size, time, width, generator=generator)

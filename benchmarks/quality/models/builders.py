@@ -1,4 +1,4 @@
-"""What makes the fusion of a method, given the modalities and the width."""
+"""Builders of fusions, given the modalities and the width."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from grf_fusion.baselines import MulT
 
 HEADS = 4
 DROPOUT = 0.1
-# More modalities than this have narrow stacks in MulT, and are tried in some orders only.
+# With more modalities, MulT has narrow stacks, and only some orders are tried.
 FEW = 3
 NARROW = 8
 
 
 class Size(NamedTuple):
-    """What a builder is told."""
+    """The arguments of a builder."""
 
     modalities: Mapping[str, int]
     width: int
@@ -32,9 +32,9 @@ Builder = Callable[[Size], nn.Module]
 
 
 def grf(**options: object) -> Builder:
-    """Return a builder of ours; options go to `GatedRecurrentFusion`.
+    """Return a builder of GRF; options are those of `GatedRecurrentFusion`.
 
-    To us go ``unit="concat"``, ``without`` and ``times``, see `take_away` and `multiply`.
+    Exceptions: ``unit="concat"``, ``without`` and ``times``, see `take_away` and `multiply`.
     """
     given = dict(options)
     unit, without, times = (given.pop(name, None) for name in ("unit", "without", "times"))
@@ -72,7 +72,7 @@ def stack_dim(modalities: int, width: int) -> int:
 
 
 def mult(size: Size) -> nn.Module:
-    """Build MulT with one layer a pairwise stack, narrow where there are many."""
+    """Build MulT with one layer per pairwise stack, narrow if there are many modalities."""
     narrow = stack_dim(len(size.modalities), size.width)
     return MulT(
         size.modalities,
@@ -85,7 +85,7 @@ def mult(size: Size) -> nn.Module:
 
 
 def fusion(kind: Callable[..., nn.Module], *needs: str, **options: object) -> Builder:
-    """Return a builder of a fusion of this class; `needs` names what it is told of its size."""
+    """Return a builder of a fusion of this class; `needs` names the sizes that it takes."""
 
     def build(size: Size) -> nn.Module:
         known = {"num_heads": heads(size.width), "dropout": size.dropout, "task": size.task}

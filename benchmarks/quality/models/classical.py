@@ -19,7 +19,7 @@ from benchmarks.quality.datasets.dataset import Dataset, Part, Task
 from grf_fusion import ModalityDropout
 
 DROPOUT = 0.1
-# As many as a network has trials: scikit-learn's C, and learning rate and leaves.
+# As many settings as a network has trials: C, and learning rate and leaves.
 STRENGTHS = (0.01, 0.001, 0.1, 1.0)
 BOOSTINGS = ((0.04, 12), (0.02, 12), (0.04, 31), (0.1, 12))
 TREES, SHARE_OF_FEATURES = 200, 0.3
@@ -29,7 +29,7 @@ class Classical:
     """A fitted model of summaries."""
 
     def __init__(self, dataset: Dataset, options: dict[str, Any], *, trial: int, seed: int) -> None:
-        """Fit to the training part, and to copies of it that lack random modalities."""
+        """Fit to the training part, and to copies of it with random modalities missing."""
         self.task = dataset.task
         part = dataset.parts["train"]
         rows = [part.summaries.values]
@@ -41,7 +41,7 @@ class Classical:
         labels = np.tile(part.labels.cpu().numpy(), len(rows))
         make = linear if options["model"] == "linear" else boosting
         self.model = make(self.task, trial=trial, seed=seed)
-        # In a trial run nobody may have a column, and then there is nothing to impute.
+        # In a trial run a column may be empty; it cannot be imputed.
         self.observed = ~np.isnan(rows[0]).all(axis=0)
         with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -63,7 +63,7 @@ class Classical:
 
 
 def linear(task: Task, *, trial: int, seed: int) -> Pipeline:
-    """Return a linear model on standardised columns, what is missing at its mean."""
+    """Return a linear model on standardised columns, missing values at their mean."""
     strength = STRENGTHS[trial % len(STRENGTHS)]
     model = (
         Ridge(alpha=1 / strength, random_state=seed)

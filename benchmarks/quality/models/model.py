@@ -1,4 +1,4 @@
-"""The model of every method, as README shows it: a fusion and one linear layer."""
+"""The model of every method, as in the README: a fusion and one linear layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -15,7 +15,7 @@ class Model(nn.Module):
     """A fusion and one linear layer; a binary outcome and a number have one score.
 
     With `encoders`, the same for every method, each step of a modality passes through its encoder
-    first. A fusion that returns scores, `LateScores`, has no head behind it.
+    first. A fusion that returns scores, `LateScores`, has no head.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Model(nn.Module):
             return self._score(self.fusion(features, **given)), None
         if not intermediate and self.fusion.context == "pooled":
             return self._score(self.fusion(features, **given, order=order)), None
-        # The trace averages a context that is a sequence over its real steps.
+        # The trace averages a sequence context over its real steps.
         _, trace = self.fusion(features, **given, order=order, return_trace=True)
         contexts = trace.contexts
         later = self._score(contexts) if intermediate else None
         return self._score(contexts[:, -1]), later
 
     def encode(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return what the fusion gets."""
+        """Return the input of the fusion."""
         if self.encoders is None:
             return features
         return {name: self.encoders[name](x) for name, x in features.items()}
 
     @torch.no_grad()
     def alone(self, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return what the model says by each modality alone, as scores of at least two classes."""
+        """Return the scores with each modality alone, of at least two classes."""
         result = {}
         for k, name in enumerate(names):
             if name not in batch.features:
@@ -71,7 +71,7 @@ class Model(nn.Module):
                 continue
             x, mask = batch.features[name], batch.masks.get(name)
             if isinstance(self.fusion, GatedRecurrentFusion) and self.fusion.context == "pooled":
-                # One step instead of a whole chain that the others leave untouched.
+                # One step instead of a chain in which all other modalities are missing.
                 (x,) = self.encode({name: x}).values()
                 scores = self._score(
                     self.fusion.readout(self.fusion.step(None, name, x, mask=mask))
@@ -93,11 +93,11 @@ class Model(nn.Module):
 
 
 class LateScores(nn.Module):
-    """Late fusion of scores: a model of its own for each modality, each trained by itself.
+    """Late fusion of scores: one model per modality, trained independently.
 
-    Each model is the pooled form of `ConcatFusion` on its modality and one linear layer. What is
-    present counts: `"product"` adds up log-probabilities (log-odds of a binary outcome), `"mean"`
-    averages probabilities. Numbers are averaged either way.
+    Each model is the pooled form of `ConcatFusion` on its modality and one linear layer. Over the
+    present modalities, `"product"` sums log-probabilities (log-odds of a binary outcome) and
+    `"mean"` averages probabilities. Numbers are always averaged.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class LateScores(nn.Module):
     def single(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the scores of each model and which of them have anything to see.
+        """Return the scores of each model, and which modalities are present.
 
         Shape:
             - scores: ``(batch, modalities, outputs)``
@@ -146,7 +146,7 @@ class LateScores(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
     ) -> Tensor:
-        """Return one score an output and sample, 0 for a sample that has nothing."""
+        """Return one score per output and sample, 0 for a sample without modalities."""
         scores, here = self.single(features, masks=masks, present=present)
         hidden, count = ~here[..., None], here.sum(dim=1, keepdim=True).clamp(min=1)
         if self.task.kind == "regression":
@@ -162,7 +162,7 @@ class LateScores(nn.Module):
 
 
 class ConcatUnit(nn.Module):
-    """Concatenation and a linear layer in the place of `GatedFusionUnit`: nothing is gated."""
+    """Concatenation and a linear layer instead of `GatedFusionUnit`, without a gate."""
 
     def __init__(self, embed_dim: int, *, dropout: float) -> None:
         super().__init__()
@@ -173,6 +173,6 @@ class ConcatUnit(nn.Module):
     def forward(
         self, state: Tensor, update: Tensor, *, return_gate: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Mix state and update; the gate it returns is 1, for all is overwritten."""
+        """Mix state and update; the returned gate is 1, because the state is overwritten."""
         mixed = self.norm(self.dropout(self.linear(torch.cat((state, update), dim=-1))))
         return (mixed, torch.ones_like(mixed)) if return_gate else mixed

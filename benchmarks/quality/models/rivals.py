@@ -1,7 +1,7 @@
-"""Fusions of other people that the library does not have: small implementations of our own.
+"""Small implementations of fusions that the library does not have.
 
-Each is called as the library's baselines are. What is padded or absent is filled with 0 before
-it is projected and read by nobody; a sample that has nothing gives 0.
+Each is called like the library's baselines. Padded steps and missing modalities are set to 0 before
+the projection and ignored afterwards; a sample without modalities gives 0.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Steps(NamedTuple):
 
 
 def projections(modalities: Mapping[str, int], dim: int) -> nn.ModuleDict:
-    """Return a linear layer a modality."""
+    """Return a linear layer per modality."""
     return nn.ModuleDict({name: nn.Linear(width, dim) for name, width in modalities.items()})
 
 
@@ -31,7 +31,7 @@ def arrive(
     masks: Mapping[str, Tensor],
     present: Tensor,
 ) -> dict[str, Steps]:
-    """Return what is there, 0 where a step is not real; what nobody has is one empty step."""
+    """Return all modalities, 0 in padded steps; an omitted modality is one padded step."""
     found = {}
     for k, (name, width) in enumerate(modalities.items()):
         if name in features:
@@ -46,13 +46,13 @@ def arrive(
 
 
 def mean(x: Tensor, real: Tensor) -> Tensor:
-    """Return the mean over real steps, 0 where there is none."""
+    """Return the mean over real steps, 0 if there is none."""
     total = x.masked_fill(~real[..., None], 0.0).sum(dim=1)
     return total / real.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def peak(x: Tensor, real: Tensor) -> Tensor:
-    """Return the maximum over real steps, 0 where there is none."""
+    """Return the maximum over real steps, 0 if there is none."""
     largest = x.masked_fill(~real[..., None], -torch.inf).amax(dim=1)
     return largest.masked_fill(~real.any(dim=1, keepdim=True), 0.0)
 
@@ -74,7 +74,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Tensor, readable: Tensor | None) -> Tensor:
-        """Enrich `x` by what it reads; a sample without anything readable reads nothing.
+        """Let `x` attend to the memory; a sample without readable steps skips the attention.
 
         Shape:
             - x: ``(batch, queries, dim)``
@@ -99,10 +99,10 @@ def layers(depth: int, dim: int, num_heads: int, dropout: float) -> nn.ModuleLis
 
 
 class LatentTransformer(nn.Module):
-    """Latent vectors that read the steps of all modalities and then each other, as Perceiver's.
+    """Latent vectors that attend to the steps of all modalities, then to each other (Perceiver).
 
-    Twice: the latents read all steps (projected, with positions and an embedding of the modality),
-    then each other. The result is their mean behind a norm (Jaegle 2021, 2022).
+    Twice, the latents attend to all steps (projected, with positions and an embedding of the
+    modality) and then to each other. The result is their normalised mean (Jaegle 2021, 2022).
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class LatentTransformer(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
     ) -> Tensor:
-        """Return one vector a sample."""
+        """Return one vector per sample."""
         steps, real = [], []
         for name, (x, own) in arrive(self.modalities, features, masks, present).items():
             # The bias of the projection is the embedding of the modality.
@@ -142,12 +142,11 @@ class LatentTransformer(nn.Module):
 
 
 class BottleneckTransformer(nn.Module):
-    """A Transformer for each modality, which meet in a few bottleneck tokens (Nagrani 2021).
+    """A Transformer per modality; they exchange a few bottleneck tokens (Nagrani 2021).
 
-    In each layer the steps of a modality and the bottleneck tokens read each other with the
-    modality's own weights; the tokens then become the mean of what they are in the modalities that
-    a sample has. The result is the mean, over the modalities that are there, of the mean of their
-    real steps behind a norm of their own.
+    In each layer, the steps of a modality and the bottleneck tokens attend to each other with the
+    modality's weights. The tokens are then averaged over the present modalities. The result is the
+    mean over present modalities of the mean over their normalised real steps.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class BottleneckTransformer(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
     ) -> Tensor:
-        """Return one vector a sample."""
+        """Return one vector per sample."""
         arrived = arrive(self.modalities, features, masks, present)
         width, tokens = self.bottlenecks.shape[1], len(self.bottlenecks)
         steps = {
@@ -198,13 +197,13 @@ class BottleneckTransformer(nn.Module):
 
 
 class GatedMultimodalUnit(nn.Module):
-    """A gate for each modality that all of them decide (Arevalo 2017).
+    """A gate per modality, computed from all modalities (Arevalo 2017).
 
         h_k = tanh(v_k W_k + b_k)        z_k = sigmoid([v_1; ...; v_n] U_k + c_k)
         h   = sum of z_k h_k over the present k
 
-    The unit is made for vectors: v_k is the mean and the maximum of the real steps side by side,
-    0 where a modality is absent.
+    The unit takes vectors: v_k is the concatenated mean and maximum of the real steps, 0 if the
+    modality is missing.
     """
 
     def __init__(self, modalities: Mapping[str, int], *, embed_dim: int) -> None:
@@ -217,7 +216,7 @@ class GatedMultimodalUnit(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], *, masks: Mapping[str, Tensor], present: Tensor
     ) -> Tensor:
-        """Return one vector a sample."""
+        """Return one vector per sample."""
         arrived = arrive(self.modalities, features, masks, present)
         vectors = {
             name: torch.cat((mean(x, real), peak(x, real)), dim=1)

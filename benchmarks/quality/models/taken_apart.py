@@ -1,4 +1,4 @@
-"""GRF without one part of its summaries, and on other units, to see what makes the difference."""
+"""GRF without one part of its summaries, or with features in other units, for ablations."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,7 +12,7 @@ Part = Literal["mean", "maximum", "scale", "norm"]
 
 
 class Unscaled(nn.Module):
-    """Features as they come."""
+    """Raw features."""
 
     def forward(self, features: Tensor, real: Tensor | None) -> Tensor:  # noqa: ARG002
         """Return the features."""
@@ -20,33 +20,33 @@ class Unscaled(nn.Module):
 
 
 class Halved(nn.Module):
-    """One half of the columns, the others 0."""
+    """Keeps one half of the columns and sets the others to 0."""
 
     def __init__(self, *, first: bool) -> None:
         super().__init__()
         self.first = first
 
     def forward(self, both: Tensor) -> Tensor:
-        """Return the columns of mean and maximum, one of them 0."""
+        """Return the columns of mean and maximum, one of them set to 0."""
         mean, maximum = both.chunk(2, dim=-1)
         none = torch.zeros_like(mean)
         return torch.cat((mean, none) if self.first else (none, maximum), dim=-1)
 
 
 def take_away(fusion: GatedRecurrentFusion, part: Part) -> None:
-    """Take a part out of the default form."""
+    """Remove a part of the default form."""
     for name, summary in fusion.summaries.items():
         if part == "scale":
             fusion.scales[name] = Unscaled()
         elif part == "norm":
             summary.norm = nn.Identity()
         else:
-            # The dropout reads mean and maximum side by side.
+            # The input of the dropout is the concatenated mean and maximum.
             summary.dropout = nn.Sequential(summary.dropout, Halved(first=part == "maximum"))
 
 
 def multiply(fusion: GatedRecurrentFusion, factor: float) -> None:
-    """Give the fusion the first modality in other units."""
+    """Multiply the features of the first modality, as if in other units."""
     first = next(iter(fusion.modalities))
 
     def in_other_units(_: nn.Module, given: tuple[Mapping[str, Tensor]]) -> tuple[Any]:

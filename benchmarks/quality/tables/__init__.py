@@ -1,1 +1,1 @@
-"""What is made of the runs on disk: comparisons, tables, the evidence page and figures."""
+"""Comparisons, tables, the evidence page and figures of the runs on disk."""

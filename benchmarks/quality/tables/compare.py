@@ -1,9 +1,9 @@
-"""Differences between methods with intervals, by a bootstrap of test samples and seeds in pairs.
+"""Differences between methods with intervals, by a paired bootstrap of test samples and seeds.
 
 A replicate draws test samples and seeds with replacement, the same ones for both methods, and
-takes the difference of their metrics. With modalities missing both were tested with the same draws
-of who lacks what, and the metric is averaged over these draws. The interval holds the middle 95 %
-of the replicates; a method is ahead only where it excludes 0.
+takes the difference of their metrics. With modalities missing, both were tested with the same draws
+of missing modalities, and the metric is averaged over these draws. The interval is the middle 95 %
+of the replicates; a method is ahead only if it excludes 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ REPLICATES, CONFIDENCE, SEED = 1000, 0.95, 0
 
 
 class Difference(NamedTuple):
-    """By how much one method is better than another; more is better whatever the metric.
+    """The advantage of one method over another, positive if better, for every metric.
 
     Attributes:
-        mean: Over seeds, of the test part as it is.
+        mean: Mean over seeds on the original test part.
         low: Lower end of the interval.
         high: Upper end.
     """
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether it is ahead."""
+        """Whether the method is ahead, level or behind."""
         if self.low > 0:
             return "ahead"
         return "behind" if self.high < 0 else "level"
@@ -42,7 +42,7 @@ class Difference(NamedTuple):
 class Bootstrap:
     """The replicates of a data set, the same for all methods.
 
-    Only seeds that both methods have are compared, one with the same one of the other.
+    Methods are compared seed by seed, on the seeds that both have.
     """
 
     def __init__(self, about: Mapping[str, Any]) -> None:
@@ -53,13 +53,13 @@ class Bootstrap:
         rng = np.random.default_rng(SEED)
         chances = np.full(self.samples, 1 / self.samples)
         drawn = rng.multinomial(self.samples, chances, size=REPLICATES)
-        # The first one is the test part as it is.
+        # The first replicate is the original test part.
         whole = np.ones((1, self.samples))
         # Replicates lie side by side: sorting samples then moves whole rows.
         self.weights = np.ascontiguousarray(np.concatenate((whole, drawn)).T, dtype=np.float32)
 
     def replicate(self, packed: Sequence[str]) -> NDArray:
-        """Return the metric of each replicate of one seed, averaged over draws of absence."""
+        """Return the metric of each replicate of one seed, averaged over draws."""
         values = [unpack(self.task, text, self.samples) for text in packed]
         found = [weighted(self.task, value, self.labels, self.weights) for value in values]
         return np.mean(found, axis=0)
@@ -79,17 +79,17 @@ class Bootstrap:
 
 
 def weighted(task: Task, values: NDArray, labels: NDArray | None, weights: NDArray) -> NDArray:
-    """Return the primary metric of samples that count so many times each.
+    """Return the primary metric with a weight for each sample.
 
     Shape:
-        - values: ``(samples,)``, as `predictions.unpack` returns them
+        - values: ``(samples,)``, as returned by `predictions.unpack`
         - weights: ``(samples, replicates)``
         - output: ``(replicates,)``
     """
     if task.primary == "AUROC":
         return _auroc(values, labels == 1, weights)
     if task.primary != "macro accuracy":
-        # Accuracy of bits, mean absolute error of errors.
+        # The values are bits for accuracy and errors for mean absolute error.
         return values.astype(np.float32) @ weights / weights.sum(axis=0)
     shares = []
     for label in np.unique(labels):
@@ -97,7 +97,7 @@ def weighted(task: Task, values: NDArray, labels: NDArray | None, weights: NDArr
         count = own.sum(axis=0)
         right = values[labels == label].astype(np.float32) @ own
         shares.append(np.where(count > 0, right / np.maximum(count, 1), np.nan))
-    # A class that a replicate has not drawn says nothing.
+    # A replicate ignores classes that it has not drawn.
     return np.nanmean(shares, axis=0)
 
 

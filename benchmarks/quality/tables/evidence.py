@@ -1,7 +1,6 @@
-"""The evidence page: which fusion for whom, one table, conclusions; all of it from the records.
+"""The evidence page: advice, a table and conclusions, all generated from the records.
 
-What it says of a set of runs follows from them by the rules below, so that no sentence can be left
-behind by newer runs.
+Each sentence follows from the runs by the rules below, so newer runs never leave one out of date.
 """
 
 import math
@@ -26,27 +25,27 @@ from benchmarks.quality.tables.standings import (
 )
 from benchmarks.quality.tables.summary import Row, Summary
 
-# Between them stands what is generated.
+# The generated part is between them.
 MARKS = "<!-- from the runs -->", "<!-- end of what is from the runs -->"
 PICTURE = "quality_overview.svg"
 
 
 def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
-    """Return what stands between the marks; `pages` is the folder of the pages by data set."""
+    """Return the part between the marks; `pages` is the folder of the pages by data set."""
     found = shown(summaries)
     if not found:
-        return "## Which fusion for whom\n\nNo runs yet.\n"
+        return "## Which fusion to use\n\nNo runs yet.\n"
     lines = [
-        "## Which fusion for whom",
+        "## Which fusion to use",
         "",
         *_advice(found),
         "",
-        f"## {GRF} against the best other fusion",
+        f"## {GRF} and the best other fusion",
         "",
         f"[![{GRF} minus the best other fusion, by data set](assets/{PICTURE})](assets/{PICTURE})",
         "",
         *_table(found, pages),
-        "## What came out",
+        "## Results",
         "",
         *(f"{k}. {text}" for k, text in enumerate(_conclusions(found), 1)),
         *_parts(found),
@@ -55,7 +54,7 @@ def evidence(summaries: Sequence[Summary], pages: str = "evidence") -> str:
 
 
 def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) -> None:
-    """Write the evidence page and one page a data set into the documentation."""
+    """Write the evidence page and one page per data set into the documentation."""
     page = docs / "evidence.md"
     page.write_text(insert(page.read_text("utf-8"), MARKS, evidence(summaries)), "utf-8")
     (docs / "evidence").mkdir(exist_ok=True)
@@ -65,11 +64,12 @@ def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) ->
 
 def _advice(summaries: Sequence[Summary]) -> Iterator[str]:
     yield (
-        "Mean ranks are over data sets, among the fusions that ran on all of them. Ahead and "
-        "behind: the 95 % interval of the difference excludes 0."
+        "Mean ranks are over data sets, among the fusions that ran on all of them. A fusion is "
+        "ahead "
+        "or behind if the 95 % interval of the difference excludes 0."
     )
     yield ""
-    for encoded, features in ((False, "Features as they come"), (True, "Behind an encoder")):
+    for encoded, features in ((False, "Raw features"), (True, "Encoded features")):
         own = [summary for summary in summaries if summary.about["encoded"] == encoded]
         for point in (COMPLETE, HALF) if own else ():
             yield f"- **{features}, {point}**: {_first(own, point)}"
@@ -82,21 +82,21 @@ def _first(summaries: Sequence[Summary], point: str) -> str:
     best, rest = ranked[0], [standing for standing in ranked if standing.name != ranked[0].name]
     sets = _sets(len(summaries))
     if not rest:
-        return f"too little has run to say, on {sets}."
-    rank = f"mean rank {best.rank:.1f} of {len(ranked)} on {sets}"
-    # Ranks that are printed alike are a tie, and no advice.
+        return f"too few runs to compare, on {sets}."
+    rank = f"mean rank {best.rank:.1f} among {len(ranked)} fusions on {sets}"
+    # Ranks that are equal as printed are a tie; no fusion is advised.
     tied = [standing.name for standing in ranked if f"{standing.rank:.1f}" == f"{best.rank:.1f}"]
     if len(tied) > 1:
         rivals = [name for name in tied if name != GRF]
         counts = (f"GRF is {_counted(against(summaries, name, [point]), name)}." for name in rivals)
         return f"{' and '.join(f'**{name}**' for name in tied)} tie, {rank}. {' '.join(counts)}"
-    text = f"take **{best.name}**, {rank}"
+    text = f"use **{best.name}**, {rank}"
     if best.name == GRF:
         second = rest[0]
         text += f"; next is {second.name} ({second.rank:.1f})"
         return f"{text}. GRF is {_counted(against(summaries, second.name, [point]), 'it')}."
     own = next((standing for standing in rest if standing.name == GRF), None)
-    text += f"; {GRF} is at {own.rank:.1f}" if own else ""
+    text += f"; {GRF} has {own.rank:.1f}" if own else ""
     return f"{text}. GRF is {_counted(against(summaries, best.name, [point]), 'it')}."
 
 
@@ -112,13 +112,13 @@ def _quick(summaries: Sequence[Summary]) -> Iterator[str]:
         return
     means = {name: math.exp(statistics.fmean(map(math.log, of))) for name, of in ratios.items()}
     ranked = {standing.name: standing.rank for standing in standings(summaries, COMPLETE)}
-    # The fastest half, and of them the one that is best.
+    # The best of the fastest half.
     fast = sorted(means, key=lambda name: means[name])[: max(1, len(means) // 2)]
     name = min(fast, key=lambda name: ranked.get(name, math.inf))
     count = against(summaries, name, [COMPLETE])
     yield (
-        f"- **Little time to train**: {name}, whose training step takes {means[name]:.2g} times "
-        f"GRF's (geometric mean of {_sets(len(ratios[name]))}). With everything there GRF is "
+        f"- **Little time to train**: use {name}. Its training step takes {means[name]:.2g} times "
+        f"as long as GRF's (geometric mean of {_sets(len(ratios[name]))}). With {COMPLETE}, GRF is "
         f"{_counted(count, 'it')}."
     )
 
@@ -133,17 +133,18 @@ def _classical(summaries: Sequence[Summary]) -> Iterator[str]:
             if best.differences["0"].verdict == "behind":
                 ahead.append(f"{summary.name} ({best.name})")
     if compared:
-        where = f"ahead of {GRF} on {', '.join(ahead)}" if ahead else f"nowhere ahead of {GRF}"
+        where = f"{len(ahead)} of {_sets(compared)}" + (f": {', '.join(ahead)}" if ahead else "")
         yield (
-            f"- **A few statistics of each modality tell the story**: fit a linear model and "
-            f"boosting on them first, which takes seconds. The best of them is {where}, of "
-            f"{_sets(compared)}."
+            f"- **A few statistics per modality may be enough**: fit a linear model and boosting "
+            "on "
+            f"them first, which takes seconds. The best of these models is ahead of {GRF} on "
+            f"{where}."
         )
 
 
 def _table(summaries: Sequence[Summary], pages: str) -> Iterator[str]:
-    header = ["", GRF, "best other fusion", f"{GRF} minus it"]
-    header += [f"{HALF}: {GRF} / best other", f"{GRF} minus it, {HALF}"]
+    header = ["", GRF, "best other fusion", "difference"]
+    header += [f"{HALF}: {GRF} / best other", f"difference, {HALF}"]
     lines = []
     for summary in summaries:
         name, half = summary.name, summary.half
@@ -175,8 +176,9 @@ def _parts(summaries: Sequence[Summary]) -> Iterator[str]:
         return
     yield from ("", "## What each part is worth", "")
     yield (
-        f"{GRF} minus {GRF} with one thing changed, {COMPLETE} / {HALF}, with the settings of "
-        f"{GRF}. A star marks an interval that excludes 0."
+        f"{GRF} minus {GRF} with one change, with {COMPLETE} / {HALF}. All variants use the "
+        "settings "
+        f"of {GRF}. A star marks an interval that excludes 0."
     )
     yield ""
 
@@ -192,7 +194,7 @@ def _parts(summaries: Sequence[Summary]) -> Iterator[str]:
 
 
 def _named(row: Row, own: Row) -> str:
-    """Return a name, and how many seeds of GRF's it has where it lacks some."""
+    """Return a name, with the number of its seeds if it has fewer than GRF."""
     lacking = row.seeds < own.seeds
     return row.name + (f" ({row.seeds} of {own.seeds} seeds)" if lacking else "")
 
@@ -202,7 +204,7 @@ def _mean(row: Row, gone: str) -> str:
 
 
 def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
-    for encoded, said in ((False, "as they come"), (True, "behind an encoder")):
+    for encoded, said in ((False, "Raw features"), (True, "Encoded features")):
         own = [summary for summary in summaries if summary.about["encoded"] == encoded]
         for point in (COMPLETE, HALF) if own else ():
             yield _verdicts(own, point, said)
@@ -215,15 +217,16 @@ def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
             for summary in pooled
             for point in (COMPLETE, HALF)
         ]
-        sides = _counted(against(pooled, POOLED, (COMPLETE, HALF)), POOLED, "comparisons")
+        count_of = against(pooled, POOLED, (COMPLETE, HALF))
         text = (
-            f"**Against plain pooling** GRF is {sides}; the mean difference is "
-            f"{statistics.fmean(found):+.3f}. "
+            f"**Against {POOLED}**: GRF is {_counted(count_of, 'it', 'in', 'comparisons')}; "
+            f"the mean difference is {statistics.fmean(found):+.3f}. "
         )
     yield (
-        f"{text}**Comparisons**: {count} intervals of differences between {GRF} and another fusion "
-        f"are behind this page, with no correction. If nothing differed, about "
-        f"{0.05 * count:.0f} of them would exclude 0 by chance."
+        f"{text}**No correction**: this page rests on {count} intervals of differences between "
+        f"{GRF} "
+        f"and another fusion. If there were no differences, about {0.05 * count:.0f} of them would "
+        f"exclude 0 by chance."
     )
 
 
@@ -240,28 +243,28 @@ def _verdicts(summaries: Sequence[Summary], point: str, features: str) -> str:
             ahead.append(name)
         losing = [other for other, side in sides.items() if side == "behind"]
         if losing:
-            behind.append(f"{name} ({' and '.join(losing)})")
-    # Neither ahead of all nor behind one.
+            behind.append(f"{name}: {' and '.join(losing)}")
+    # Neither ahead of all nor behind any.
     level = len(summaries) - len(ahead) - len(behind)
     texts = []
     if ahead:
         texts.append(f"ahead of every other fusion on {_listed(ahead)}")
     if behind:
-        texts.append(f"behind another one on {_listed(behind)}")
+        texts.append(f"behind another fusion on {_listed(behind)}")
     if level:
-        texts.append(f"level with the best on {_sets(level)}")
-    return f"**Features {features}, {point}**, {_sets(len(summaries))}: GRF is {'; '.join(texts)}."
+        texts.append(f"level with the best on {level}")
+    return f"**{features}, {point}** ({_sets(len(summaries))}): GRF is {' and '.join(texts)}."
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)}: {', '.join(names)}"
+    return f"{len(names)} ({'; '.join(names)})"
 
 
 def _sets(count: int) -> str:
     return f"{count} set" if count == 1 else f"{count} sets"
 
 
-def _counted(count: Mapping[str, int], whom: str, unit: str = "sets") -> str:
+def _counted(count: Mapping[str, int], other: str, at: str = "on", unit: str = "sets") -> str:
     ahead, level, behind = (count[side] for side in ("ahead", "level", "behind"))
-    sides = f"ahead of {whom} on {ahead}, level on {level}, behind on {behind}"
-    return f"{sides} of {sum(count.values())} {unit}"
+    total = f"{sum(count.values())} {unit}"
+    return f"ahead of {other} {at} {ahead} of {total}, level {at} {level} and behind {at} {behind}"

@@ -11,10 +11,10 @@ from benchmarks.quality.methods import GRF
 from benchmarks.quality.tables.standings import COMPLETE, HALF, best_other, fusions, gone_of, shown
 from benchmarks.quality.tables.summary import Summary
 
-# Near Okabe and Ito's, told apart by the colour-blind, with contrast on a white and a dark ground;
-# markers tell them apart in grey.
+# Similar to Okabe and Ito's colours, for colour-blind readers, with contrast on white and dark
+# backgrounds; markers distinguish them in grey.
 STYLES = (("#2f82bd", "o"), ("#d06a1c", "s"))
-# Replaced by the colour of the page's text, as black is.
+# Replaced by the colour of the page's text, like black.
 INK = "#123456"
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "legend.labelcolor")
 LETTERS = dict.fromkeys(INKED, INK) | {"svg.fonttype": "none", "font.size": 9}
@@ -25,16 +25,16 @@ SCHEMES = """<style>
 
 
 def overview(summaries: Sequence[Summary], file: Path) -> None:
-    """Draw a row a data set: by how much GRF is ahead of the best other fusion, and the interval.
+    """Draw a row per data set: GRF minus the best other fusion, with the interval.
 
-    Each row says beside its name what both have reached.
+    Each row lists the scores of both below its name.
     """
     found = shown(summaries)
     if not found:
         return
     mpl.use("agg")
     mpl.rcParams["svg.hashsalt"] = "grf-fusion"
-    # Four inches are a phone's width: letters there have their own size.
+    # Four inches are the width of a phone, so text is not scaled down.
     size = (4, 1.1 + 0.95 * len(found))
     with mpl.rc_context(LETTERS):
         drawing, axis = plt.subplots(figsize=size, layout="constrained")
@@ -45,7 +45,7 @@ def overview(summaries: Sequence[Summary], file: Path) -> None:
                 for summary, row in zip(found, rows, strict=True)
             ]
             means = [one.mean for one in gaps]
-            # Percentiles of replicates need not hold the mean.
+            # The mean may be outside the percentiles of the replicates.
             bars = [
                 [max(0.0, one.mean - one.low) for one in gaps],
                 [max(0.0, one.high - one.mean) for one in gaps],
@@ -53,7 +53,7 @@ def overview(summaries: Sequence[Summary], file: Path) -> None:
             heights = [place + 0.22 + 0.17 * k for place in range(len(found))]
             style = {"linestyle": "", "markersize": 5, "capsize": 3, "label": point}
             axis.errorbar(means, heights, xerr=bars, color=color, marker=marker, **style)
-        # Beside the intervals alone, so that no letter is crossed out.
+        # Only beside the intervals, so that the line does not cross text.
         places = range(len(found))
         ends = ([place + shift for place in places] for shift in (0.12, 0.5))
         axis.vlines([0.0] * len(found), *ends, color=INK, linewidth=0.8)
@@ -72,7 +72,7 @@ def overview(summaries: Sequence[Summary], file: Path) -> None:
         axis.grid(visible=True, axis="x", alpha=0.3)
         drawing.legend(loc="outside upper center", ncols=2, frameon=False)
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Without the date the same runs make the same file.
+        # Without a date, the same runs give the same file.
         drawing.savefig(file, metadata={"Date": None}, transparent=True)
         plt.close(drawing)
     text = re.sub(f"{INK}|#000000", "currentColor", file.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Tables of the runs on disk in Markdown, a page for each data set."""
+"""Markdown tables of the runs on disk, one page per data set."""
 
 import math
 import statistics
@@ -10,30 +10,30 @@ from benchmarks.quality.methods import GRF, GROUPS
 from benchmarks.quality.metrics import COLUMNS
 from benchmarks.quality.store import Record
 from benchmarks.quality.tables.compare import Difference
+from benchmarks.quality.tables.standings import COMPLETE
 from benchmarks.quality.tables.summary import Row, Spread, Summary
 
 FULL = ("reference", "baseline", "grf", "ablation")
 HEAD = (
-    "Mean over seeds ± half the width of its 95 % interval (Student). Differences: the bootstrap "
-    "of test samples and seeds in pairs, 95 %."
+    "Values are means over seeds ± half the width of the 95 % Student interval. Intervals of "
+    "differences are 95 % intervals of a paired bootstrap over test samples and seeds."
 )
-CHOSEN = " Settings were chosen with seed 0, which is not among the seeds that are shown."
+CHOSEN = " Settings were chosen with seed 0, which is not among the reported seeds."
 TURNS = (
-    " Each of five persons validates in turn, with one seed each: settings are chosen by the mean "
-    "over all five."
+    " Each of five persons provides the validation data in turn, with one seed each. Settings are "
+    "chosen by the mean over all five."
 )
 REFIT = " The reported models were then trained on train and validation together."
-DROP = "% of the steps of a sequence were left out at random in training, with every method."
+DROP = "% of the time steps were dropped at random during training, for every method."
 ENCODED = {
-    False: "Features as they come",
-    True: "Behind a two-layer network of its own for each modality, applied to every step, the "
-    "same for every method",
+    False: "Raw features",
+    True: "Encoded features",
 }
 UNITS = {"training": "training step, ms", "inference": "inference, ms"}
 
 
 def pages(summaries: Sequence[Summary]) -> dict[str, str]:
-    """Return a page for each data set, by its name: as it comes, and encoded."""
+    """Return a page for each data set, by name, with raw and encoded features."""
     found: dict[str, list[str]] = {}
     for summary in summaries:
         name, title = plain(summary.name), summary.about["title"]
@@ -49,11 +49,11 @@ def _dataset(summary: Summary) -> Iterator[str]:
     budget = about["budget"]
     settings = ", ".join(f"{rate:g} at width {width}" for rate, width in budget["trials"])
     yield (
-        f"{len(about['modalities'])} modalities, {100 * about['absent']:.1f} % absent in train; "
-        f"{sizes} samples to train, validate and test on; learning rates {settings}; single "
-        "modalities, other orders and methods with one thing changed take the settings of the "
-        f"method that they are made of; at most {budget['epochs']} epochs; chosen by "
-        f"{task.primary}, the mean of everything there and {summary.half} missing."
+        f"{len(about['modalities'])} modalities, {100 * about['absent']:.1f} % missing in training "
+        f"data. {sizes} samples for training, validation and test. Learning rates: {settings}. At "
+        f"most {budget['epochs']} epochs. Settings and epoch are chosen by {task.primary} on "
+        f"validation data, the mean of {COMPLETE} and {summary.half} missing. Single modalities, "
+        f"other orders and variants of {GRF} use the settings of {GRF}."
         + (TURNS if about["turns"] else CHOSEN)
         + (REFIT if budget["refit"] else "")
         + (f" {100 * budget['drop_steps']:.0f} {DROP}" if budget["drop_steps"] else "")
@@ -68,7 +68,7 @@ def _dataset(summary: Summary) -> Iterator[str]:
     yield from _differences(summary)
     if about["reference"]:
         lines = table(["", "metric", ""], about["reference"])
-        yield from ("### Numbers that came with the data", "", *lines)
+        yield from ("### Reference numbers that came with the data", "", *lines)
     yield from _missing(summary)
     yield from _orders(summary)
     yield from _alone(summary)
@@ -102,12 +102,12 @@ def _differences(summary: Summary) -> Iterator[str]:
             lines.append([row.name, *cells])
     if lines:
         yield from (f"### {GRF} minus each other method, {summary.task.primary}", "")
-        header = ["", "everything there", f"{GRF} is", f"{summary.half} missing", f"{GRF} is"]
+        header = ["", COMPLETE, f"{GRF} is", f"{summary.half} missing", f"{GRF} is"]
         yield from table(header, lines)
 
 
 def interval_of(difference: Difference) -> str:
-    """Return a difference and its interval as text."""
+    """Format a difference and its interval."""
     return f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
@@ -116,8 +116,8 @@ def _missing(summary: Summary) -> Iterator[str]:
     if shown:
         points = [str(gone) for gone in summary.about["missing"]]
         primary = summary.task.primary
-        yield from (f"### {primary} with so many modalities missing at test time", "")
-        yield "Each sample keeps at most n - k random ones of those it has."
+        yield from (f"### {primary} by number of modalities missing at test time", "")
+        yield "With k of n missing, each sample keeps at most n - k of its modalities, at random."
         yield ""
         lines = [[r.name, *(number_of(r.missing[point]) for point in points)] for r in shown]
         yield from table(["", *points], lines)
@@ -134,7 +134,7 @@ def _orders(summary: Summary) -> Iterator[str]:
     if trained:
         own = [row.test[primary].seeds for row in summary.rows if row.name == GRF]
         seeds = own[0] if own else []
-        # The declared order with the same seed, the first, is one of them.
+        # Include the declared order with the same seed, the first.
         trained = [*seeds[:1], *trained]
         lines.append(_range("trained and tested in each order, one seed", trained, seeds))
     for row in tested:
@@ -161,11 +161,12 @@ def _alone(summary: Summary) -> Iterator[str]:
 
 
 def _mult(bill: Record) -> Iterator[str]:
-    yield from ("### What MulT needs here", "")
+    yield from ("### Cost of MulT", "")
     yield (
-        f"{bill['stacks']:,} pairwise stacks of one layer, at width {bill['width']}; operations of "
-        f"a forward pass of {bill['batch']} samples, of real steps in ours and padded to the "
-        "longest of the batch in MulT; memory of weights, gradients and AdamW alone."
+        f"MulT has {bill['stacks']:,} pairwise stacks of one layer, at width {bill['width']}. "
+        f"Operations are those of a forward pass of {bill['batch']} samples: real steps only in "
+        f"{GRF}, padded to the longest of the batch in MulT. Memory is that of weights, gradients "
+        "and AdamW."
     )
     yield ""
     lines = []
@@ -185,7 +186,7 @@ def _mult(bill: Record) -> Iterator[str]:
 
 
 def number_of(value: Spread) -> str:
-    """Return a mean and half the width of its interval as text."""
+    """Format a mean and half the width of its interval."""
     return f"{value.mean:.3f}" + ("" if value.half is None else f" ± {value.half:.3f}")
 
 

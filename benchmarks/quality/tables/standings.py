@@ -1,4 +1,4 @@
-"""How the fusions of all data sets do beside each other, GRF among them."""
+"""Ranks of all fusions, GRF included, over the data sets."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from typing import NamedTuple
 from benchmarks.quality.methods import GRF
 from benchmarks.quality.tables.summary import Row, Summary
 
-COMPLETE, HALF = "everything there", "about half missing"
+COMPLETE, HALF = "all modalities present", "about half missing"
 
 
 class Standing(NamedTuple):
-    """How one fusion does beside the others.
+    """The rank of one fusion among the others.
 
     Attributes:
         name: Its name.
-        rank: Mean over sets of its place among all fusions, 1 for the best.
+        rank: Mean of its rank over the data sets, 1 for the best.
     """
 
     name: str
@@ -32,7 +32,7 @@ def fusions(summary: Summary) -> dict[str, Row]:
 
 
 def score(summary: Summary, row: Row, point: str) -> float:
-    """Return the primary metric, more is better."""
+    """Return the primary metric; higher is better."""
     found = row.missing[gone_of(summary, point)].mean
     return found if summary.task.higher else -found
 
@@ -43,7 +43,7 @@ def gone_of(summary: Summary, point: str) -> str:
 
 
 def best_other(summary: Summary, point: str) -> Row:
-    """Return the fusion other than GRF whose mean on test is best, which favours it a little."""
+    """Return the best fusion other than GRF on test data, which favours it a little."""
     others = [row for name, row in fusions(summary).items() if name != GRF]
     return max(others, key=lambda row: score(summary, row, point))
 
@@ -64,7 +64,7 @@ def standings(summaries: Sequence[Summary], point: str) -> list[Standing]:
 
 
 def against(summaries: Sequence[Summary], name: str, points: Sequence[str]) -> dict[str, int]:
-    """Count on how many sets GRF is ahead of, level with and behind a fusion."""
+    """Count the comparisons in which GRF is ahead of, level with and behind a fusion."""
     count = {"ahead": 0, "level": 0, "behind": 0}
     for summary in summaries:
         row = fusions(summary).get(name)
@@ -74,5 +74,5 @@ def against(summaries: Sequence[Summary], name: str, points: Sequence[str]) -> d
 
 
 def shown(summaries: Sequence[Summary]) -> list[Summary]:
-    """Return those of which GRF and another fusion have run."""
+    """Return the summaries with runs of GRF and of another fusion."""
     return [summary for summary in summaries if {GRF} < fusions(summary).keys()]

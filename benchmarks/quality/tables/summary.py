@@ -1,4 +1,4 @@
-"""What the runs on disk come to: a summary a data set, with a row a method."""
+"""Summaries of the runs on disk: one per data set, with a row per method."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from benchmarks.quality.run import choose
 from benchmarks.quality.store import Record, Store, of_dataset
 from benchmarks.quality.tables.compare import Bootstrap, Difference
 
-# What GRF is compared with, row by row.
+# Groups that GRF is compared with.
 COMPARED = ("reference", "baseline", "grf", "ablation")
 FIGURES = ("training", "inference")
 
@@ -41,22 +41,22 @@ class Spread(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method, with the settings that were chosen and the seeds that ran with them.
+    """A method, with the chosen settings and their seeds.
 
     Attributes:
         name: Its name.
         group: Key of `methods.GROUPS`.
-        seeds: How many seeds ran.
+        seeds: Number of seeds.
         rate: Learning rate.
         width: Width of the model.
         trial: Number of the settings.
         test: Spread of each metric.
         missing: Spread of the primary metric by the number of missing modalities.
-        orders: Primary metric in each order, of each seed that was tested in other orders.
-        parameters: How many.
-        seconds: Of a training.
-        costs: Timing, or why there is none, by figure.
-        differences: GRF minus this by the number of missing modalities, where it is compared.
+        orders: Primary metric in each order, for each seed tested in other orders.
+        parameters: Number of parameters.
+        seconds: Time of a training.
+        costs: Timing, or the reason why there is none, by figure.
+        differences: GRF minus this method by the number of missing modalities, if compared.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def step(self) -> float | None:
-        """Median seconds of a training step, `None` where it was not timed."""
+        """Median seconds of a training step, `None` if not timed."""
         timing = self.costs.get("training")
         return timing["median"] if isinstance(timing, Mapping) else None
 
@@ -95,14 +95,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What the tables show of a data set.
+    """The data of the tables of a data set.
 
     Attributes:
         about: Its description in the store.
-        rows: The methods of which all trials and some seed have run.
-        pending: Names of those of which they have not.
+        rows: The methods with all trials and at least one seed.
+        pending: Names of the other methods.
         skipped: Why a method was not run, by name.
-        bill: What MulT needs, if it was written down.
+        bill: Needs of MulT, if recorded.
     """
 
     about: Record
@@ -118,12 +118,12 @@ class Summary:
 
     @property
     def task(self) -> Task:
-        """What is to be told."""
+        """The target."""
         return Task(**self.about["task"])
 
     @property
     def half(self) -> str:
-        """How many modalities are missing where methods are compared."""
+        """Number of missing modalities in comparisons."""
         return str(self.about["half"])
 
     def in_groups(self, *groups: str) -> list[Row]:
@@ -138,8 +138,8 @@ class Summary:
 def summarise(store: Store) -> list[Summary]:
     """Return the summary of each data set.
 
-    A row holds the seeds that ran with the settings that were chosen; a method of which some trial
-    has not run yet has no row, for nothing is chosen then.
+    A row has the seeds of the chosen settings. A method without all trials has no row, because its
+    settings are not chosen yet.
     """
     bills = {r["dataset key"]: r for r in store.records.values() if r["stage"] == "bill"}
     return [_of_dataset(about, own, bills.get(about["key"])) for about, own in of_dataset(store)]
@@ -169,7 +169,7 @@ def _of_dataset(about: Record, records: Sequence[Record], bill: Record | None) -
 
 
 def _place(row: Row) -> tuple[int, int, str]:
-    """Return where a row stands, whatever ran first."""
+    """Return the sort key of a row."""
     known = list(BASELINES)
     number = known.index(row.name) if row.name in known else len(known)
     return list(GROUPS).index(row.group), number, "" if row.name == GRF else row.name
@@ -178,7 +178,7 @@ def _place(row: Row) -> tuple[int, int, str]:
 def _compared(
     about: Record, rows: Sequence[Row], by_method: Mapping[str, Sequence[Record]]
 ) -> list[Row]:
-    """Return the rows with how much GRF is ahead, with everything there and half of it."""
+    """Return the rows with differences to GRF, for all modalities present and half missing."""
     compared = [row for row in rows if row.group in COMPARED]
     if GRF not in [row.name for row in compared]:
         return list(rows)
@@ -191,7 +191,7 @@ def _compared(
             for gone in points
         }
     own = replicates.pop(GRF)
-    # Seeds that only one of both has run are no pairs.
+    # Only seeds that both have form pairs.
     differences = {
         name: {gone: bootstrap.difference(own[gone], found[gone]) for gone in points}
         for name, found in replicates.items()
@@ -201,7 +201,7 @@ def _compared(
 
 
 def _complete(trials: Sequence[Record], wanted: int) -> list[Record]:
-    """Return the trials of those seeds for which all settings have run."""
+    """Return the trials of the seeds with all settings."""
     count = collections.Counter(record["seed"] for record in trials)
     return [record for record in trials if count[record["seed"]] == wanted]
 
