@@ -1,4 +1,4 @@
-"""Gated recurrent fusion: modalities enter a context one by one."""
+"""Gated recurrent fusion: modalities are fused one at a time into a context."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, overload
@@ -69,11 +69,11 @@ class GatedRecurrentFusion(Chain):
         form: ``"summary"``, ``"residual"`` or ``"paper"``, the three formulas above. ``None`` for
             ``"summary"`` with ``context="pooled"``, ``"residual"`` otherwise. The form also chooses
             ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` if they are ``None``.
-        context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
+        context: ``"pooled"``: always one vector (the paper). ``"first_sequence"``: the first
             modality of the order is a sequence for the one step that follows it (the author's
             code). ``"sequence"``: context and result keep the time axis of the first modality.
         opening: ``"first"``: the first modality that a sample has opens its context (the paper).
-            ``"learned"``: a learned vector does, and every modality goes through a step; for
+            ``"learned"``: a learned vector opens it, and every modality is fused in a step; for
             ``context="pooled"`` only. ``None`` for ``"first"`` in the paper's form and where the
             context is a sequence, ``"learned"`` otherwise.
         num_heads: Attention heads of the block; divides ``embed_dim``. Required with a block, and
@@ -315,7 +315,7 @@ class GatedRecurrentFusion(Chain):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, for `ModalityDropout` and for reports.
+        """Return which samples have which modality, for `ModalityDropout` and for reports.
 
         Args:
             features: As in `forward`.
@@ -346,7 +346,7 @@ class GatedRecurrentFusion(Chain):
             dim: Its feature width.
 
         Raises:
-            ValueError: If the name is unusable or taken, or ``dim`` no positive integer.
+            ValueError: If the name is unusable or taken, or ``dim`` is not a positive integer.
         """
         check_modality(OWNER, name, dim, name_argument="name", dim_argument="dim")
         if name in self.modalities:
@@ -358,11 +358,11 @@ class GatedRecurrentFusion(Chain):
 
         Returns:
             A dictionary from which ``GatedRecurrentFusion(**config)`` builds the same module, with
-            fresh weights; added modalities included, ``device`` and ``dtype`` not. The modalities
-            are pairs, whose order survives a file that is written with sorted keys.
+            fresh weights. It includes added modalities, but not ``device`` and ``dtype``. The
+            modalities are pairs, because a list keeps its order in a file with sorted keys.
 
         Raises:
-            ValueError: If ``block`` or ``unit`` was given, which no JSON can hold.
+            ValueError: If ``block`` or ``unit`` was given, because JSON cannot hold a factory.
         """
         if self._make_block is not None or self._make_unit is not None:
             raise ValueError(

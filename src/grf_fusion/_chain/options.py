@@ -1,4 +1,4 @@
-"""Options of the chain: which form of the recurrence, and what the form decides."""
+"""Options of the chain, and the defaults that depend on the form of the recurrence."""
 
 import dataclasses
 from typing import Literal, cast
@@ -22,9 +22,10 @@ MODES = ("pooled", "first_sequence", "sequence")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChainOptions:
-    """Options of `GatedRecurrentFusion` as the caller gave them; ``None`` where the form decides.
+    """Options of `GatedRecurrentFusion`, which describes them.
 
-    They are described there. The order of the fields is that of ``repr`` and ``config``.
+    `settle` replaces ``None`` by the default of the form. ``repr`` and ``config`` use the order of
+    the fields.
     """
 
     form: Form | None
@@ -46,7 +47,7 @@ class ChainOptions:
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(ChainOptions))
-# Options of the block that the summary form has not, and what they are where nobody gives them.
+# Options of the block, which the summary form does not have, with their defaults.
 OF_THE_BLOCK: dict[str, object] = {
     "dim_feedforward": None,
     "norm_first": None,
@@ -57,9 +58,9 @@ OF_THE_BLOCK: dict[str, object] = {
 
 
 def settle(given: ChainOptions, *, block: object, unit: object) -> ChainOptions:
-    """Check all options, and decide those that are left to the form.
+    """Check all options, and replace ``None`` by the default of the form.
 
-    ``block`` and ``unit`` are the factories of the caller's own parts, or ``None``.
+    ``block`` and ``unit`` are the user's factories, or ``None``.
     """
     expect_size(OWNER, "embed_dim", given.embed_dim)
     expect_probability(OWNER, "dropout", given.dropout)
@@ -111,7 +112,7 @@ def _check_summary(given: ChainOptions, *, own_block: bool) -> None:
     if given.num_heads is not None:
         expect_size(OWNER, "num_heads", given.num_heads)
     found = {name: getattr(given, name) for name in OF_THE_BLOCK}
-    # Compared with their types: an array would not say whether it is equal to a word.
+    # Types are compared first, because the comparison of an array has no single truth value.
     wrong = [
         f"{name}={value!r}"
         for name, value in found.items()
@@ -141,7 +142,7 @@ def _settle_block(given: ChainOptions, *, own_block: bool) -> ChainOptions:
 
 
 def block_options(settled: ChainOptions) -> BlockOptions:
-    """Return the options of the chain's block, checked."""
+    """Check and return the options of the chain's block."""
     names = [field.name for field in dataclasses.fields(BlockOptions) if field.name in SETTINGS]
     shared = {name: getattr(settled, name) for name in names}
     return BlockOptions(**shared, pooled_context=settled.context == "pooled")

@@ -17,7 +17,7 @@ from grf_fusion._layers.attention import Attention
 from grf_fusion.baselines._base import Baseline
 
 OWNER = "CrossModalAttentionFusion"
-# Steps ``(batch, time, dim)`` and which of them a modality may read.
+# Steps ``(batch, time, dim)`` and the mask ``(batch, time)`` of those to attend to.
 Memory = tuple[Tensor, Tensor | None]
 
 
@@ -122,18 +122,18 @@ class CrossModalAttentionFusion(Baseline):
 
 
 def _own_memories(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
-    """Give each modality the steps of all others."""
+    """Yield, for each modality, the steps of all others."""
     for k, query in enumerate(encoded):
         if len(encoded) > 1:
             yield join(encoded[:k] + encoded[k + 1 :], masked[:k] + masked[k + 1 :])
         else:
-            # Nobody else: one step that is not real keeps the attention in the graph.
+            # Without other modalities, one padded step keeps the attention in the graph.
             memory = query[:, :1]
             yield memory, torch.zeros(memory.shape[:2], dtype=torch.bool, device=query.device)
 
 
 def _shared_memory(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
-    """Give each modality all steps, real ones first, and hide its own."""
+    """Yield, for each modality, the steps of all, real ones first, with its own masked."""
     steps, real = join(encoded, masked)
     owner = torch.cat(
         [torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(encoded)]
