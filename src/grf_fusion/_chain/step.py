@@ -60,22 +60,6 @@ class Context(NamedTuple):
         return _ones(self.values, 1) if self.mask is None else self.mask
 
 
-class StepResult(NamedTuple):
-    """The result of a step, computed as if every sample had a context and the modality.
-
-    Attributes:
-        fused: ``(batch, dim)`` or ``(batch, time, dim)``: the context with the modality.
-        held: The same shape: the context without it.
-        gate: The same shape.
-        own: Whether block and unit are ours. Our outputs are new tensors and depend on all inputs.
-    """
-
-    fused: Tensor
-    held: Tensor
-    gate: Tensor
-    own: bool
-
-
 def receive(projection: nn.Linear, arrival: Arrival, dropout: nn.Dropout) -> Incoming:
     """Project a modality and add PE."""
     features, real = fill(arrival)
@@ -100,11 +84,18 @@ def receive_summary(
     time, weight = features.shape[1], projection.weight
     packed = None
     # A missing modality keeps its empty step. Users' layers get ``(batch, time, dim)``.
-    if not arrival.absent and real is not None and _is_ours(projection, scale, summary):
-        width = features.shape[-1]
-        if is_plain_call(features) and worth_packing([real], packing=packing, width=width):
-            packed = find_real_steps(real)
-            features, real = packed.pack(features), None
+    if (
+        not arrival.absent
+        and real is not None
+        and type(summary) is ModalitySummary
+        and type(scale) is FeatureScale
+        and is_plain(projection, *cast("list[nn.Linear]", list(summary.hidden)))
+        and is_untouched(scale, summary)
+        and is_plain_call(features)
+        and worth_packing([real], packing=packing, width=features.shape[-1])
+    ):
+        packed = find_real_steps(real)
+        features, real = packed.pack(features), None
     projected = projection(scale(features, real))
     dim, dtype = projected.shape[-1], torch.promote_types(projected.dtype, weight.dtype)
     positions = sinusoidal_positions(time, dim, device=weight.device, dtype=dtype)
@@ -116,15 +107,6 @@ def receive_summary(
     else:
         encoded = summary(placed, None, packed)
     return Incoming(encoded.unsqueeze(1), None, None, arrival.presence_or_none())
-
-
-def _is_ours(projection: nn.Linear, scale: FeatureScale, summary: ModalitySummary) -> bool:
-    return (
-        type(summary) is ModalitySummary
-        and type(scale) is FeatureScale
-        and is_plain(projection, *cast("list[nn.Linear]", list(summary.hidden)))
-        and is_untouched(scale, summary)
-    )
 
 
 def open_as_sequence(projection: nn.Linear, arrival: Arrival) -> Context:
@@ -200,34 +182,39 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
     return Context(_select(fuses, fused, _select(opens, opener, held)), mask), gate
 
 
-def _fuse(cell: Cell, context: Context, incoming: Incoming) -> StepResult:
+def _fuse(cell: Cell, context: Context, incoming: Incoming) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Compute a step as if every sample had a context and the modality.
+
+    Return, in the shape of the new context, the context with and without the modality and the gate;
+    then whether block and unit are ours. Our outputs are new tensors and depend on all inputs.
+    """
     values, mask = context
     if cell.block is None:
         fused, gate, own = _call_unit(cell.unit, values, incoming.encoded.squeeze(1))
-        return StepResult(fused, values, gate, own)
+        return fused, values, gate, own
     is_sequence = values.ndim == 3
-    steps = encoded = values if is_sequence else values.unsqueeze(1)
+    encoded = values if is_sequence else values.unsqueeze(1)
     # Positions that are added to the same vector at every step would displace its content.
     if is_sequence or not cell.residual:
         # The encoded modality has at least the precision of the parameters.
-        encoded = drop(cell.dropout, add_positions(steps, incoming.encoded))
+        encoded = drop(cell.dropout, add_positions(encoded, incoming.encoded))
     # A vector needs no mask: the result of a sample without a context is discarded.
     real = mask if is_sequence else None
     enriched, update, own_block = _call_block(cell.block, encoded, real, incoming)
     update = masked_mean(update, incoming.mask)
+    held = values
     if cell.mode == "sequence":
-        update = update.unsqueeze(1)
-        pair = (steps, enriched + update)
-        if not cell.residual:
-            pair = (enriched, update.expand_as(enriched))
-        fused, gate, own_unit = _call_unit(cell.unit, *pair)
-        return StepResult(fill_masked(fused, mask), values, gate, own_block and own_unit)
-    pooled = masked_mean(enriched, real)
-    # A sample without the modality gets the mean that would have opened its context as a vector.
-    held = masked_mean(encoded, mask) if is_sequence else values
-    pair = (held, pooled + update) if cell.residual else (pooled, update)
+        update = update.unsqueeze(1).expand_as(enriched)
+    else:
+        enriched = masked_mean(enriched, real)
+        if is_sequence:
+            # The mean that would have opened the context as a vector.
+            held = masked_mean(encoded, mask)
+    pair = (held, enriched + update) if cell.residual else (enriched, update)
     fused, gate, own_unit = _call_unit(cell.unit, *pair)
-    return StepResult(fused, held, gate, own_block and own_unit)
+    if cell.mode == "sequence":
+        fused = fill_masked(fused, mask)
+    return fused, held, gate, own_block and own_unit
 
 
 def _call_block(
@@ -272,12 +259,11 @@ def _pair(call: str, value: object, given: tuple[Tensor, Tensor]) -> tuple[Tenso
             f"{OWNER}: expected `{call}` to return a pair of tensors, as our own does, "
             f"got {type(cast(object, value)).__name__}."
         )
-    first, second = (
+    pair = cast("tuple[Tensor, Tensor]", value)
+    for i, tensor in enumerate(pair):
         expect_tensor(OWNER, f"{call}[{i}]", tensor)
-        for i, tensor in enumerate(cast("tuple[object, object]", value))
-    )
-    for i, (tensor, like) in enumerate(zip((first, second), given, strict=True)):
+    for i, (tensor, like) in enumerate(zip(pair, given, strict=True)):
         axes = ("batch", "dim") if like.ndim == 2 else ("batch", "time", "dim")
         expect_shape(OWNER, f"{call}[{i}]", tensor, dict(zip(axes, like.shape, strict=True)))
         expect_floating(OWNER, f"{call}[{i}]", tensor, like)
-    return first, second
+    return pair
