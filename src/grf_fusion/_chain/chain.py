@@ -174,14 +174,14 @@ class Chain(nn.Module):
     ) -> tuple[Context, Tensor]:
         """Fuse one modality; return the new context and the gate at each of its steps."""
         start, batch = self.initial_context, arrival.features.shape[0]
-        if context is None and start is None:
+        if context is None and start is not None:
+            context = Context(start.expand(batch, -1), None)
+        if context is None:
             if self.context == "pooled" or arrival.absent:
                 context = open_as_vector(self._incoming(name, arrival), mode=self.context)
             else:
                 context = open_as_sequence(cast(nn.Linear, self.projections[name]), arrival)
             return context, context.values.new_zeros(batch, self.embed_dim)
-        if context is None:
-            context = Context(cast(Tensor, start).expand(batch, -1), None)
         incoming = self._incoming(name, arrival)
         cell = Cell(
             self.block if self.blocks is None else self.blocks[name],
