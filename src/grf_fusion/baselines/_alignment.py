@@ -20,7 +20,7 @@ OWNER = "ContrastiveAlignment"
 LARGEST_SCALE = 100.0
 # Shorter vectors are not normalised to length 1, because their gradients would explode.
 SHORTEST = 1e-6
-# Target of a sample that the loss ignores.
+# Target of a sample that the loss ignores: the default `ignore_index` of `cross_entropy`.
 IGNORED = -100
 
 
@@ -161,9 +161,7 @@ def _pair_loss(scores: Tensor, both: Tensor) -> Tensor:
     # A softmax over only -inf is NaN. If no sample has both, all rows are ignored instead.
     outside = ~unmask_empty(both)
     losses = [
-        F.cross_entropy(
-            logits.masked_fill(outside, -torch.inf), own, ignore_index=IGNORED, reduction="sum"
-        )
+        F.cross_entropy(logits.masked_fill(outside, -torch.inf), own, reduction="sum")
         for logits in (scores, scores.T)
     ]
     return torch.stack(losses).mean() / both.sum().clamp(min=1)

@@ -40,8 +40,7 @@ class Baseline(nn.Module):
         super().__init__()
         self.modalities = modalities
         self.embed_dim = embed_dim
-        width = embed_dim if width is None else width
-        self.projections = make_projections(modalities, width, bias=bias, **where)
+        self.projections = make_projections(modalities, width or embed_dim, bias=bias, **where)
 
     @override
     def forward(

@@ -1,5 +1,6 @@
 """Cross-modal attention: every modality attends to all others."""
 
+import functools
 from collections.abc import Iterator
 from typing import cast
 
@@ -80,12 +81,8 @@ class CrossModalAttentionFusion(Baseline):
         where: Where = {"device": device, "dtype": dtype}
         super().__init__(declared, embed_dim, **where)
         self.num_heads = num_heads
-        self.attentions = nn.ModuleDict(
-            {
-                name: Attention(embed_dim, num_heads=num_heads, dropout=dropout, **where)
-                for name in declared
-            }
-        )
+        attention = functools.partial(Attention, num_heads=num_heads, dropout=dropout, **where)
+        self.attentions = nn.ModuleDict({name: attention(embed_dim) for name in declared})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim, **where) for name in declared})
         self.mix = nn.Linear(len(declared) * embed_dim, embed_dim, **where)
         self.dropout = nn.Dropout(dropout)

@@ -1,7 +1,7 @@
 """The Transformer stack that `MulT` is made of."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +51,9 @@ def causal_mask(
     ahead = torch.arange(keys, device=x.device) - places
     if real is None and readable is None:
         return AttentionMask(ahead <= abs(queries - keys), None)
-    ends = (
-        torch.full((x.shape[0],), time, device=x.device) if mask is None else extent(mask)
-        for mask, time in ((real, queries), (readable, keys))
-    )
-    allowed = ahead <= torch.sub(*ends).abs()[:, None, None]
+    query_end = queries if real is None else extent(real)
+    key_end = keys if readable is None else extent(readable)
+    allowed = ahead <= cast(Tensor, query_end - key_end).abs()[:, None, None]
     if readable is not None:
         allowed = allowed & readable.unsqueeze(1)
     unreadable = ~allowed.any(dim=-1, keepdim=True)
