@@ -76,11 +76,9 @@ def check_state(
     for field, value in zip(FusionState._fields, state, strict=True):
         expect_tensor(owner, f"state.{field}", value)
     vector = context == "pooled" or (context == "first_sequence" and state.context.ndim == 2)
-    if vector:
-        expect_shape(owner, "state.context", state.context, {"batch": None, "dim": dim})
-    else:
-        axes = {"batch": None, "time": None, "dim": dim}
-        expect_shape(owner, "state.context", state.context, axes)
+    axes = {"batch": None, "dim": dim} if vector else {"batch": None, "time": None, "dim": dim}
+    expect_shape(owner, "state.context", state.context, axes)
+    if not vector:
         expect_steps(owner, "state.context", state.context)
     expect_floating(owner, "state.context", state.context, like)
     batch, device = state.context.shape[0], state.context.device
