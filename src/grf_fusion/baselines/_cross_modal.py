@@ -96,26 +96,19 @@ class CrossModalAttentionFusion(Baseline):
             masked, packing="auto", width=self.embed_dim
         )
         memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
-        pooled = [
-            self._read(name, query, part.real, memory, packs=packs)
-            for (name, part), query, memory in zip(received.items(), encoded, memories, strict=True)
-        ]
+        pooled: list[Tensor] = []
+        for name, query, real, memory in zip(received, encoded, masked, memories, strict=True):
+            others, readable = memory
+            queries: Layout = Padded(real)
+            keys: Layout = Padded(readable)
+            rows = query
+            if packs:
+                keys, queries = lay_out([others, query], [readable, real])
+                others, rows = keys.pack(others), queries.pack(query)
+            read, _ = self.attentions[name](rows, others, queries, keys, need_weights=False)
+            read = queries.unpack(self.dropout(read))
+            pooled.append(masked_mean(self.norms[name](query + read), real))
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
-
-    def _read(
-        self, name: str, query: Tensor, real: Tensor | None, memory: Memory, *, packs: bool
-    ) -> Tensor:
-        others, readable = memory
-        queries: Layout = Padded(real)
-        keys: Layout = Padded(readable)
-        rows = query
-        if packs:
-            keys, queries = lay_out([others, query], [readable, real])
-            others, rows = keys.pack(others), queries.pack(query)
-        attention = cast(Attention, self.attentions[name])
-        read, _ = attention(rows, others, queries, keys, need_weights=False)
-        read = queries.unpack(self.dropout(read))
-        return masked_mean(self.norms[name](query + read), real)
 
 
 def _own_memories(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
