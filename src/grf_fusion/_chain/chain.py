@@ -28,11 +28,6 @@ from grf_fusion._inputs.projections import add_positions, make_projections, weig
 from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.summary import ModalitySummary
 
-NO_STEP = (
-    "With share_weights=False and opening='first' the modality declared first has no step of its "
-    "own: declare another one first, share the weights, or learn the opening."
-)
-
 
 class Chain(nn.Module):
     """Parts and computation of `GatedRecurrentFusion`, which documents the options and the calls.
@@ -167,7 +162,11 @@ class Chain(nn.Module):
     def _check_steps(self, argument: str, rule: str, names: tuple[str, ...], got: object) -> None:
         """Raise if a modality in ``names`` has no step of its own."""
         if self.units is not None and not all(name in self.units for name in names):
-            raise ShapeError(f"{OWNER}: expected `{argument}` to {rule}, got {got}. {NO_STEP}")
+            raise ShapeError(
+                f"{OWNER}: expected `{argument}` to {rule}, got {got}. With share_weights=False "
+                "and opening='first' the modality declared first has no step of its own: declare "
+                "another one first, share the weights, or learn the opening."
+            )
 
     def _advance(
         self, context: Context | None, name: str, arrival: Arrival

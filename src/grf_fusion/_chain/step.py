@@ -200,7 +200,12 @@ def _fuse(cell: Cell, context: Context, incoming: Incoming) -> tuple[Tensor, Ten
         encoded = drop(cell.dropout, add_positions(encoded, incoming.encoded))
     # A vector needs no mask: the result of a sample without a context is discarded.
     real = mask if is_sequence else None
-    enriched, update, own_block = _call_block(cell.block, encoded, real, incoming)
+    masks = {"modality_mask": incoming.real, "padded_mask": incoming.mask}
+    pair = enrich(cell.block, encoded, incoming.encoded, context_mask=real, **masks)
+    own_block = is_own_block(cell.block, encoded)
+    if not own_block:
+        pair = _pair("block()", pair, (encoded, incoming.encoded))
+    enriched, update = pair
     update = masked_mean(update, incoming.mask)
     held = values
     if cell.mode == "sequence":
@@ -215,18 +220,6 @@ def _fuse(cell: Cell, context: Context, incoming: Incoming) -> tuple[Tensor, Ten
     if cell.mode == "sequence":
         fused = fill_masked(fused, mask)
     return fused, held, gate, own_block and own_unit
-
-
-def _call_block(
-    block: nn.Module, context: Tensor, mask: Tensor | None, incoming: Incoming
-) -> tuple[Tensor, Tensor, bool]:
-    """Return the enriched context and modality, and whether the block is ours."""
-    modality = incoming.encoded
-    masks = {"modality_mask": incoming.real, "padded_mask": incoming.mask}
-    value = enrich(block, context, modality, context_mask=mask, **masks)
-    if is_own_block(block, context):
-        return *value, True
-    return *_pair("block()", value, (context, modality)), False
 
 
 def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor, bool]:
