@@ -131,7 +131,7 @@ class AdaptedModel(nn.Module):
 
 
 class _Given(NamedTuple):
-    """The arguments of one call for the adapters; each thread may run a call of its own."""
+    """The arguments that one call passes to the adapters; threads may call at the same time."""
 
     features: Mapping[str, Any]
     mask: Tensor | None

@@ -85,7 +85,7 @@ class GatedRecurrentFusion(Chain):
         self_attention: Whether the block's layers have self-attention; ``"linear"`` for one whose
             cost is linear in the length; ``None`` for none, or full in the paper's form.
         symmetric: Whether the modality attends to the context too.
-        gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
+        gate_bias: Initial gate bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
             paper's form. ``"chrono"`` is ``-log(number of steps)``, so that at the start no
             modality dominates the context (after Tallec & Ollivier 2018).
         share_weights: One block and one unit for all steps (the paper), or one of each for every
@@ -185,7 +185,7 @@ class GatedRecurrentFusion(Chain):
             masks: Real steps by modality, bool or integer 0/1, ``True`` = real, as a tokenizer's
                 ``attention_mask``; a modality without a mask is all real. Checking the values of an
                 integer mask forces a host-device sync; a bool mask never does.
-            present: Which sample has which modality, columns in declared order; ``None`` for all.
+            present: Which samples have which modality, columns in declared order; ``None`` for all.
             order: Order of fusion, a permutation of the names; ``None`` for the declared one.
             return_trace: Also return the `FusionTrace`.
 
@@ -198,7 +198,7 @@ class GatedRecurrentFusion(Chain):
             - masks: ``(batch, time_k)`` each
             - present: ``(batch, modalities)``
             - output: ``(batch, embed_dim)``; with ``context="sequence"``
-              ``(batch, time_1, embed_dim)``, 0 at padded steps, where a sample that lacks the first
+              ``(batch, time_1, embed_dim)``, 0 at padded steps; a sample that lacks the first
               modality has its one vector at step 0
 
         Raises:
@@ -259,9 +259,9 @@ class GatedRecurrentFusion(Chain):
         Args:
             state: The modalities fused so far, ``None`` at the start.
             name: The modality.
-            features: Its features; ``None`` if no sample has it, which needs a state.
+            features: Its features; ``None`` if no sample has it, which requires a state.
             mask: Its real steps, as in `forward`.
-            present: Which sample has it; ``None`` for all.
+            present: Which samples have it; ``None`` for all.
             return_gate: Also return the update gate, 0 where none was applied.
 
         Returns:

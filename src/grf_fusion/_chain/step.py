@@ -32,8 +32,9 @@ class Incoming(NamedTuple):
         encoded: ``(batch, time, dim)``: projected features with positions, after dropout; in the
             summary form ``(batch, 1, dim)``, the summary.
         real: ``(batch, time)`` bool: real steps, ``None`` if all are real.
-        mask: ``(batch, time)`` bool: ``real``, but all True for a sample without a real step,
-            because a softmax over no step is NaN. The result of such a sample is discarded.
+        mask: ``(batch, time)`` bool: real steps regardless of ``present``, ``None`` for all. A
+            sample without any is all True, because a softmax over no step is NaN; its result is
+            discarded.
         present: ``(batch,)`` bool: samples that have a real step, ``None`` if all have one.
     """
 
@@ -112,7 +113,7 @@ def receive_summary(
 def open_as_sequence(projection: nn.Linear, arrival: Arrival) -> Context:
     """Open the context with the steps of a modality, without positions."""
     features, real = fill(arrival)
-    # Autocast projects in half precision, but all steps return the same dtype.
+    # Under autocast the projection has half precision; the context has the dtype of the weights.
     projected = projection(features)
     wide = torch.promote_types(projected.dtype, projection.weight.dtype)
     values = fill_masked(projected, real).to(wide)
@@ -159,8 +160,8 @@ def advance(cell: Cell, context: Context, incoming: Incoming) -> tuple[Context, 
         if present is None and mask is None and fused.dtype == held.dtype:
             return Context(fused, None), gate
     else:
-        # A user's part may ignore an input or return it. The selections below keep every input in
-        # the graph and copy.
+        # A user's part may ignore an input or return it as it is. The selections below keep every
+        # input in the graph and copy the result.
         mask = context.full_mask()
     if present is None:
         present = _ones(held, 1).squeeze(1)
@@ -196,7 +197,7 @@ def _fuse(cell: Cell, context: Context, incoming: Incoming) -> tuple[Tensor, Ten
     encoded = values if is_sequence else values.unsqueeze(1)
     # Positions that are added to the same vector at every step would displace its content.
     if is_sequence or not cell.residual:
-        # The encoded modality has at least the precision of the parameters.
+        # The encoded modality sets the dtype of the positions, at least that of the parameters.
         encoded = drop(cell.dropout, add_positions(encoded, incoming.encoded))
     # A vector needs no mask: the result of a sample without a context is discarded.
     real = mask if is_sequence else None
@@ -213,7 +214,7 @@ def _fuse(cell: Cell, context: Context, incoming: Incoming) -> tuple[Tensor, Ten
     else:
         enriched = masked_mean(enriched, real)
         if is_sequence:
-            # The mean that would have opened the context as a vector.
+            # Without the modality, the sequence becomes its mean, as in `open_as_vector`.
             held = masked_mean(encoded, mask)
     pair = (held, enriched + update) if cell.residual else (enriched, update)
     fused, gate, own_unit = _call_unit(cell.unit, *pair)

@@ -36,7 +36,7 @@ def extent(real: Tensor) -> Tensor:
 def causal_mask(
     x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None
 ) -> AttentionMask:
-    """Return the mask that allows query ``i`` the real keys ``j <= i + |length difference|``.
+    """Allow query ``i`` to attend to the real keys ``j <= i + |length difference|``.
 
     A length ends with the last real step, so padding behind it has no effect.
 
@@ -57,7 +57,7 @@ def causal_mask(
     if readable is not None:
         allowed = allowed & readable.unsqueeze(1)
     unreadable = ~allowed.any(dim=-1, keepdim=True)
-    # A softmax over no key is NaN: these queries attend to all keys, and their result is discarded.
+    # A softmax over no key is NaN: these queries attend to all keys, and their result becomes 0.
     return AttentionMask((allowed | unreadable).unsqueeze(1), unreadable.unsqueeze(1))
 
 
