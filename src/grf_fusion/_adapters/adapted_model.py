@@ -64,7 +64,7 @@ class AdaptedModel(nn.Module):
         self.modalities = declared
         self.host = host
         self.adapters = nn.ModuleList(adapters.values())
-        # By thread and not a `threading.local`, which can be neither copied nor saved.
+        # The keys are thread ids, because a `threading.local` can be neither copied nor saved.
         self._running: dict[int, _Given] = {}
         self._handles: list[RemovableHandle] = []
         for name, adapter in adapters.items():
@@ -131,7 +131,7 @@ class AdaptedModel(nn.Module):
 
 
 class _Given(NamedTuple):
-    """What a call brings for the adapters; a server may run one in each of its threads."""
+    """The arguments that one call passes to the adapters; threads may call at the same time."""
 
     features: Mapping[str, Any]
     mask: Tensor | None
@@ -140,13 +140,13 @@ class _Given(NamedTuple):
 
 
 def _thread() -> int:
-    # While tracing one call is looked at, and what it brings becomes an input of the graph.
+    # Tracing covers a single call, and the id of a thread must not become part of the graph.
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class _Hook:
-    """Puts an adapter behind a layer; a class, so that models can be copied and saved."""
+    """A hook that applies an adapter to the output of a layer; unlike a closure it is picklable."""
 
     name: str
     adapter: FusionAdapter

@@ -1,4 +1,4 @@
-"""A fusion step between the layers of another model; before training it changes nothing."""
+"""A fusion step between the layers of another model; it is the identity before training."""
 
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -163,7 +163,7 @@ class FusionAdapter(nn.Module):
             OWNER, features, masks, present, declared=declared, like=like, batch=batch
         )
         received = project_all(self.projections, arrivals)
-        # Padding is filled before anything reads it, and put back as it was.
+        # Padding is set to 0 for the computation; the result gets its original values back.
         state = fill_masked(hidden, mask)
         for part in received.values():
             state = self._fuse(state, mask, part)

@@ -1,4 +1,4 @@
-"""The parts of a chain and what it computes; `GatedRecurrentFusion` is its public face."""
+"""The parts and the computation of a chain; `GatedRecurrentFusion` is its public class."""
 
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -28,17 +28,12 @@ from grf_fusion._inputs.projections import add_positions, make_projections, weig
 from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.summary import ModalitySummary
 
-NO_STEP = (
-    "With share_weights=False and opening='first' the modality declared first has no step of its "
-    "own: declare another one first, share the weights, or learn the opening."
-)
-
 
 class Chain(nn.Module):
-    """Parts and arithmetic of a `GatedRecurrentFusion`, which checks its calls and documents them.
+    """Parts and computation of `GatedRecurrentFusion`, which documents the options and the calls.
 
-    A base class, against our own rule: the weights keep the names that they have without it, and
-    in one file with all public docstrings the arithmetic could not be found.
+    We use a base class, against our own rule. It separates the computation from the long public
+    docstrings, and the weights keep their names.
     """
 
     modalities: dict[str, int]
@@ -112,7 +107,7 @@ class Chain(nn.Module):
         return f"modalities={self.modalities}, order={order}, {settings}"
 
     def _add(self, name: str, dim: int) -> None:
-        """Make the parts of one more modality."""
+        """Add the parts of a new modality."""
         weight = self._reference()
         options = ChainOptions(**{key: getattr(self, key) for key in SETTINGS})
         where: Where = {"device": weight.device, "dtype": weight.dtype}
@@ -128,7 +123,7 @@ class Chain(nn.Module):
         self.modalities[name] = dim
 
     def _add_cell(self, options: ChainOptions, name: str, modalities: int, where: Where) -> None:
-        # Both before either is kept: a factory that fails leaves nothing half done.
+        # Make both before storing either, so that a failing factory leaves the module unchanged.
         block = make_block(options, self._make_block, **where)
         unit = make_unit(options, self._make_unit, modalities, **where)
         if self.blocks is not None and block is not None:
@@ -147,7 +142,7 @@ class Chain(nn.Module):
         )
 
     def _reference(self) -> Tensor:
-        """A parameter that tells dtype and device."""
+        """Return a parameter with the dtype and the device of the module."""
         return weight_of(self.projections)
 
     def _check(self, features: object, masks: object, present: object) -> dict[str, Arrival]:
@@ -165,23 +160,27 @@ class Chain(nn.Module):
         )
 
     def _check_steps(self, argument: str, rule: str, names: tuple[str, ...], got: object) -> None:
-        """Refuse a step of the modality that has none."""
+        """Raise if a modality in ``names`` has no step of its own."""
         if self.units is not None and not all(name in self.units for name in names):
-            raise ShapeError(f"{OWNER}: expected `{argument}` to {rule}, got {got}. {NO_STEP}")
+            raise ShapeError(
+                f"{OWNER}: expected `{argument}` to {rule}, got {got}. With share_weights=False "
+                "and opening='first' the modality declared first has no step of its own: declare "
+                "another one first, share the weights, or learn the opening."
+            )
 
     def _advance(
         self, context: Context | None, name: str, arrival: Arrival
     ) -> tuple[Context, Tensor]:
-        """Fuse one modality; return the new context and the gate of each of its steps."""
+        """Fuse one modality; return the new context and the gate at each of its steps."""
         start, batch = self.initial_context, arrival.features.shape[0]
-        if context is None and start is None:
+        if context is None and start is not None:
+            context = Context(start.expand(batch, -1), None)
+        if context is None:
             if self.context == "pooled" or arrival.absent:
                 context = open_as_vector(self._incoming(name, arrival), mode=self.context)
             else:
                 context = open_as_sequence(cast(nn.Linear, self.projections[name]), arrival)
             return context, context.values.new_zeros(batch, self.embed_dim)
-        if context is None:
-            context = Context(cast(Tensor, start).expand(batch, -1), None)
         incoming = self._incoming(name, arrival)
         cell = Cell(
             self.block if self.blocks is None else self.blocks[name],
@@ -196,7 +195,7 @@ class Chain(nn.Module):
     def _state_after(
         self, state: FusionState | None, context: Context, name: str, arrival: Arrival
     ) -> FusionState:
-        """Return the state of a context that has just fused one more modality."""
+        """Return the state that holds the context after one more modality."""
         index = torch.arange(len(self.modalities), device=context.values.device)
         seen = arrival.presence().unsqueeze(1) & (index == list(self.modalities).index(name))
         seen = seen if state is None else seen | state.present
@@ -211,7 +210,7 @@ class Chain(nn.Module):
         return receive_summary(projection, scale, summary, arrival, packing=self.packing)
 
     def _keep_unused(self, context: Context) -> Context:
-        """Keep block and unit in the graph where nothing follows the only modality."""
+        """If no step uses block and unit, run them on a missing modality to give them gradients."""
         if len(self.modalities) > 1 or self.initial_context is not None or self.unit is None:
             return context
         ((name, dim),) = self.modalities.items()

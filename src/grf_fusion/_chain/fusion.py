@@ -1,4 +1,4 @@
-"""Gated recurrent fusion: modalities enter a context one by one."""
+"""Gated recurrent fusion: modalities are fused one at a time into a context."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, overload
@@ -69,11 +69,11 @@ class GatedRecurrentFusion(Chain):
         form: ``"summary"``, ``"residual"`` or ``"paper"``, the three formulas above. ``None`` for
             ``"summary"`` with ``context="pooled"``, ``"residual"`` otherwise. The form also chooses
             ``norm_first``, ``self_attention``, ``opening`` and ``gate_bias`` if they are ``None``.
-        context: ``"pooled"``: one vector all along (the paper). ``"first_sequence"``: the first
+        context: ``"pooled"``: always one vector (the paper). ``"first_sequence"``: the first
             modality of the order is a sequence for the one step that follows it (the author's
             code). ``"sequence"``: context and result keep the time axis of the first modality.
         opening: ``"first"``: the first modality that a sample has opens its context (the paper).
-            ``"learned"``: a learned vector does, and every modality goes through a step; for
+            ``"learned"``: a learned vector opens it, and every modality is fused in a step; for
             ``context="pooled"`` only. ``None`` for ``"first"`` in the paper's form and where the
             context is a sequence, ``"learned"`` otherwise.
         num_heads: Attention heads of the block; divides ``embed_dim``. Required with a block, and
@@ -85,7 +85,7 @@ class GatedRecurrentFusion(Chain):
         self_attention: Whether the block's layers have self-attention; ``"linear"`` for one whose
             cost is linear in the length; ``None`` for none, or full in the paper's form.
         symmetric: Whether the modality attends to the context too.
-        gate_bias: Start of the gates' bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
+        gate_bias: Initial gate bias ``b_z``; ``None`` for ``"chrono"``, and for 0 in the
             paper's form. ``"chrono"`` is ``-log(number of steps)``, so that at the start no
             modality dominates the context (after Tallec & Ollivier 2018).
         share_weights: One block and one unit for all steps (the paper), or one of each for every
@@ -185,7 +185,7 @@ class GatedRecurrentFusion(Chain):
             masks: Real steps by modality, bool or integer 0/1, ``True`` = real, as a tokenizer's
                 ``attention_mask``; a modality without a mask is all real. Checking the values of an
                 integer mask forces a host-device sync; a bool mask never does.
-            present: Which sample has which modality, columns in declared order; ``None`` for all.
+            present: Which samples have which modality, columns in declared order; ``None`` for all.
             order: Order of fusion, a permutation of the names; ``None`` for the declared one.
             return_trace: Also return the `FusionTrace`.
 
@@ -198,7 +198,7 @@ class GatedRecurrentFusion(Chain):
             - masks: ``(batch, time_k)`` each
             - present: ``(batch, modalities)``
             - output: ``(batch, embed_dim)``; with ``context="sequence"``
-              ``(batch, time_1, embed_dim)``, 0 at padded steps, where a sample that lacks the first
+              ``(batch, time_1, embed_dim)``, 0 at padded steps; a sample that lacks the first
               modality has its one vector at step 0
 
         Raises:
@@ -259,9 +259,9 @@ class GatedRecurrentFusion(Chain):
         Args:
             state: The modalities fused so far, ``None`` at the start.
             name: The modality.
-            features: Its features; ``None`` if no sample has it, which needs a state.
+            features: Its features; ``None`` if no sample has it, which requires a state.
             mask: Its real steps, as in `forward`.
-            present: Which sample has it; ``None`` for all.
+            present: Which samples have it; ``None`` for all.
             return_gate: Also return the update gate, 0 where none was applied.
 
         Returns:
@@ -315,7 +315,7 @@ class GatedRecurrentFusion(Chain):
         masks: Mapping[str, Tensor | None] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tell which sample has which modality, for `ModalityDropout` and for reports.
+        """Return which samples have which modality, for `ModalityDropout` and for reports.
 
         Args:
             features: As in `forward`.
@@ -346,7 +346,7 @@ class GatedRecurrentFusion(Chain):
             dim: Its feature width.
 
         Raises:
-            ValueError: If the name is unusable or taken, or ``dim`` no positive integer.
+            ValueError: If the name is unusable or taken, or ``dim`` is not a positive integer.
         """
         check_modality(OWNER, name, dim, name_argument="name", dim_argument="dim")
         if name in self.modalities:
@@ -358,11 +358,11 @@ class GatedRecurrentFusion(Chain):
 
         Returns:
             A dictionary from which ``GatedRecurrentFusion(**config)`` builds the same module, with
-            fresh weights; added modalities included, ``device`` and ``dtype`` not. The modalities
-            are pairs, whose order survives a file that is written with sorted keys.
+            fresh weights. It includes added modalities, but not ``device`` and ``dtype``. The
+            modalities are pairs, because a list keeps its order in a file with sorted keys.
 
         Raises:
-            ValueError: If ``block`` or ``unit`` was given, which no JSON can hold.
+            ValueError: If ``block`` or ``unit`` was given, because JSON cannot hold a factory.
         """
         if self._make_block is not None or self._make_unit is not None:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Options of the chain: which form of the recurrence, and what the form decides."""
+"""Options of the chain, and the defaults that depend on the form of the recurrence."""
 
 import dataclasses
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from grf_fusion._checks.arguments import (
     expect_choice,
@@ -16,15 +16,14 @@ from grf_fusion._layers.options import ACTIVATIONS, BlockOptions
 OWNER = "GatedRecurrentFusion"
 Form = Literal["summary", "residual", "paper"]
 Mode = Literal["pooled", "first_sequence", "sequence"]
-FORMS = ("summary", "residual", "paper")
-MODES = ("pooled", "first_sequence", "sequence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChainOptions:
-    """Options of `GatedRecurrentFusion` as the caller gave them; ``None`` where the form decides.
+    """Options of `GatedRecurrentFusion`, which describes them.
 
-    They are described there. The order of the fields is that of ``repr`` and ``config``.
+    `settle` replaces ``None`` by the default of the form. ``repr`` and ``config`` use the order of
+    the fields.
     """
 
     form: Form | None
@@ -46,8 +45,8 @@ class ChainOptions:
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(ChainOptions))
-# Options of the block that the summary form has not, and what they are where nobody gives them.
-OF_THE_BLOCK: dict[str, object] = {
+# Options of the block, which the summary form does not have, with their defaults.
+OF_THE_BLOCK: dict[str, bool | None] = {
     "dim_feedforward": None,
     "norm_first": None,
     "self_attention": None,
@@ -57,9 +56,9 @@ OF_THE_BLOCK: dict[str, object] = {
 
 
 def settle(given: ChainOptions, *, block: object, unit: object) -> ChainOptions:
-    """Check all options, and decide those that are left to the form.
+    """Check all options, and replace ``None`` by the default of the form.
 
-    ``block`` and ``unit`` are the factories of the caller's own parts, or ``None``.
+    ``block`` and ``unit`` are the user's factories, or ``None``.
     """
     expect_size(OWNER, "embed_dim", given.embed_dim)
     expect_probability(OWNER, "dropout", given.dropout)
@@ -80,10 +79,10 @@ def settle(given: ChainOptions, *, block: object, unit: object) -> ChainOptions:
 
 def _settle_form(given: ChainOptions) -> ChainOptions:
     form, context, opening, bias = given.form, given.context, given.opening, given.gate_bias
-    expect_choice(OWNER, "context", context, MODES)
+    expect_choice(OWNER, "context", context, get_args(Mode))
     if form is None:
         form = "summary" if context == "pooled" else "residual"
-    expect_choice(OWNER, "form", form, FORMS)
+    expect_choice(OWNER, "form", form, get_args(Form))
     if form == "summary" and context != "pooled":
         raise ValueError(
             f"{OWNER}: expected `context='pooled'` with form='summary', got {context!r}. "
@@ -110,12 +109,10 @@ def _check_summary(given: ChainOptions, *, own_block: bool) -> None:
     expect_flag(OWNER, "packing", given.packing, other="auto")
     if given.num_heads is not None:
         expect_size(OWNER, "num_heads", given.num_heads)
-    found = {name: getattr(given, name) for name in OF_THE_BLOCK}
-    # Compared with their types: an array would not say whether it is equal to a word.
     wrong = [
-        f"{name}={value!r}"
-        for name, value in found.items()
-        if type(value) is not type(OF_THE_BLOCK[name]) or value != OF_THE_BLOCK[name]
+        f"{name}={getattr(given, name)!r}"
+        for name, default in OF_THE_BLOCK.items()
+        if getattr(given, name) is not default
     ]
     wrong += ["a factory of `block`"] if own_block else []
     if wrong:
@@ -141,7 +138,7 @@ def _settle_block(given: ChainOptions, *, own_block: bool) -> ChainOptions:
 
 
 def block_options(settled: ChainOptions) -> BlockOptions:
-    """Return the options of the chain's block, checked."""
-    names = [field.name for field in dataclasses.fields(BlockOptions) if field.name in SETTINGS]
+    """Check and return the options of the chain's block."""
+    names = {field.name for field in dataclasses.fields(BlockOptions)}.intersection(SETTINGS)
     shared = {name: getattr(settled, name) for name in names}
     return BlockOptions(**shared, pooled_context=settled.context == "pooled")

@@ -1,4 +1,4 @@
-"""Block and unit of a chain, ours or the user's own."""
+"""Make the block and the unit of a chain, ours or the user's."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ def make_block(
     factory: Factory,
     **where: Unpack[Where],
 ) -> nn.Module | None:
-    """Make the block of a step, the user's own where there is a factory."""
+    """Make the block of a step, with the user's factory if there is one."""
     if factory is not None:
         return check_part(OWNER, "block", factory())
     if options.form == "summary":
@@ -35,16 +35,16 @@ def make_unit(
     modalities: int,
     **where: Unpack[Where],
 ) -> nn.Module:
-    """Make the unit of a step, the user's own where there is a factory.
+    """Make the unit of a step, with the user's factory if there is one.
 
-    ``modalities`` is how many the chain has.
+    ``modalities`` is the number of modalities of the chain.
     """
     if factory is not None:
         return check_part(OWNER, "unit", factory())
     bias = cast(float, options.gate_bias)
     if options.gate_bias == "chrono":
         bias = -math.log(max(1, modalities - (options.opening == "first")))
-    # What is kept must not be dropped or rescaled at every step.
+    # In the other forms dropout and norm would change the kept context at every step.
     paper = options.form == "paper"
     return GatedFusionUnit(
         options.embed_dim,

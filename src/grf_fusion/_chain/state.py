@@ -58,17 +58,16 @@ class FusionTrace(NamedTuple):
 
 
 for kind in (FusionState, FusionTrace):
-    # Pickled under the name that users know, which no move of a file changes.
+    # Pickled under the public name, so that saved states survive when this file is moved.
     kind.__module__ = "grf_fusion"
-    # `torch.load` otherwise refuses them by default, as it does whatever it does not know; 0.1.0
-    # saved them under the second name.
+    # By default `torch.load` refuses unknown classes. Version 0.1.0 saved the second name.
     torch.serialization.add_safe_globals([kind, (kind, f"grf_fusion._state.{kind.__name__}")])  # pyright: ignore[reportUnknownMemberType]
 
 
 def check_state(
     owner: str, state: object, *, context: str, dim: int, modalities: int, like: Tensor
 ) -> FusionState:
-    """Check a state that the caller kept; one of another module raises `ShapeError`."""
+    """Return the state with bool masks; raise `ShapeError` if it does not fit the module."""
     if not isinstance(state, FusionState):
         raise ShapeError(
             f"{owner}: expected `state` to be a FusionState, got {type(state).__name__}. "
@@ -77,11 +76,9 @@ def check_state(
     for field, value in zip(FusionState._fields, state, strict=True):
         expect_tensor(owner, f"state.{field}", value)
     vector = context == "pooled" or (context == "first_sequence" and state.context.ndim == 2)
-    if vector:
-        expect_shape(owner, "state.context", state.context, {"batch": None, "dim": dim})
-    else:
-        axes = {"batch": None, "time": None, "dim": dim}
-        expect_shape(owner, "state.context", state.context, axes)
+    axes = {"batch": None, "dim": dim} if vector else {"batch": None, "time": None, "dim": dim}
+    expect_shape(owner, "state.context", state.context, axes)
+    if not vector:
         expect_steps(owner, "state.context", state.context)
     expect_floating(owner, "state.context", state.context, like)
     batch, device = state.context.shape[0], state.context.device
@@ -95,5 +92,5 @@ def check_state(
 
 
 def mean_over_steps(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return values of a context, averaged over its real steps where it is a sequence."""
+    """Average a sequence over its real steps; return vectors ``(batch, dim)`` unchanged."""
     return values if values.ndim == 2 else masked_mean(values, mask)

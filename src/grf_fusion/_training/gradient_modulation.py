@@ -119,14 +119,14 @@ def _factors(logits: Tensor, targets: Tensor, here: Tensor, alpha: float) -> Ten
     others = here.any(dim=0) & ~itself
     rest = (means * others).sum(dim=1) / others.sum(dim=1).clamp(min=1)
     ratio = means / rest.clamp(min=torch.finfo(means.dtype).tiny)
-    # Without anybody else there is nothing to be ahead of.
+    # A modality is not ahead if no sample has another one.
     ahead = (ratio > 1) & others.any(dim=1)
     return torch.where(ahead, 1 - torch.tanh(alpha * ratio), torch.ones_like(ratio))
 
 
 def _check_modules(modules: object) -> dict[str, list[Tensor]]:
-    """Return the gradients of each module; refuse what has none to scale."""
-    # nn.ModuleDict is no mapping to Python, but has the items of one.
+    """Return the gradients of each module; raise if there are none."""
+    # nn.ModuleDict is not a `Mapping`, but it has `items`.
     if not isinstance(modules, Mapping | nn.ModuleDict):
         raise _misfit(f"`modules` to map names to modules, got {type(modules).__name__}.")
     owners: dict[nn.Parameter, str] = {}
@@ -189,7 +189,7 @@ def _check_targets(targets: object, logits: Tensor) -> None:
             f"`targets` to hold integers on device {device}, as the logits, "
             f"got {tensor.dtype} on {tensor.device}."
         )
-    # Elsewhere the values are not read, which would wait for the device.
+    # On other devices this check would force a host-device sync.
     if device.type == "cpu" and bool(((tensor < 0) | (tensor >= classes)).any()):
         raise _misfit(
             f"`targets` between 0 and {classes - 1}, "

@@ -62,7 +62,7 @@ class ModalityDropout(nn.Module):
         if not self.training:
             return present
         draws = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
-        # The modality with the highest draw stays in any case, so that no sample loses all it has.
+        # Always keep the modality with the highest draw, so that no sample loses its last one.
         highest = draws == draws.max(dim=1, keepdim=True).values
         return present & ((draws >= self.p) | highest)
 

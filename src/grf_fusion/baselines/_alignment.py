@@ -16,12 +16,12 @@ from grf_fusion._inputs.projections import Received
 from grf_fusion.baselines._base import Baseline
 
 OWNER = "ContrastiveAlignment"
-# CLIP clips at the same value; a sigmoid never stops learning there.
+# CLIP clips at the same value; a sigmoid keeps a gradient there.
 LARGEST_SCALE = 100.0
-# Shorter vectors are not stretched to length 1, which would let gradients explode.
+# Shorter vectors are not normalised to length 1, because their gradients would explode.
 SHORTEST = 1e-6
-# Target of a sample that is no row of the loss.
-NOBODY = -100
+# Target of a sample that the loss ignores: the default `ignore_index` of `cross_entropy`.
+IGNORED = -100
 
 
 class ContrastiveAlignment(Baseline):
@@ -155,15 +155,13 @@ def _normalise(part: Received) -> Tensor:
 
 
 def _pair_loss(scores: Tensor, both: Tensor) -> Tensor:
-    """Return the loss of a pair: the negatives are the other samples that have both."""
-    # `len` would fix the batch size of an exported program.
-    own = torch.arange(both.shape[0], device=both.device).masked_fill(~both, NOBODY)
-    # A row of nothing but -inf would be NaN; where nobody has both, no row is read.
+    """Return the loss of a pair; the negatives are the other samples that have both."""
+    # `len(both)` would fix the batch size of an exported program.
+    own = torch.arange(both.shape[0], device=both.device).masked_fill(~both, IGNORED)
+    # A softmax over only -inf is NaN. If no sample has both, all rows are ignored instead.
     outside = ~unmask_empty(both)
     losses = [
-        F.cross_entropy(
-            logits.masked_fill(outside, -torch.inf), own, ignore_index=NOBODY, reduction="sum"
-        )
+        F.cross_entropy(logits.masked_fill(outside, -torch.inf), own, reduction="sum")
         for logits in (scores, scores.T)
     ]
     return torch.stack(losses).mean() / both.sum().clamp(min=1)

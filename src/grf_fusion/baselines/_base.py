@@ -1,4 +1,4 @@
-"""What all baselines start from: declared modalities with a projection each, and their presence."""
+"""The base class of all baselines: declared modalities, each with a projection."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar
@@ -17,8 +17,8 @@ class Baseline(nn.Module):
     ``_owner`` is the name in error messages, and ``_shown`` names the settings that `repr` shows. A
     baseline implements ``_fuse``, or ``forward`` itself if that has options or returns a loss.
 
-    A base class, against our own rule: the same setup and methods five times over would hide in
-    each file what differs.
+    We use a base class, against our own rule, because five copies of this setup would hide how the
+    baselines differ.
     """
 
     _owner: ClassVar[str]
@@ -40,8 +40,7 @@ class Baseline(nn.Module):
         super().__init__()
         self.modalities = modalities
         self.embed_dim = embed_dim
-        width = embed_dim if width is None else width
-        self.projections = make_projections(modalities, width, bias=bias, **where)
+        self.projections = make_projections(modalities, width or embed_dim, bias=bias, **where)
 
     @override
     def forward(

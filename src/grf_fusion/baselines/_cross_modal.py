@@ -1,5 +1,6 @@
 """Cross-modal attention: every modality attends to all others."""
 
+import functools
 from collections.abc import Iterator
 from typing import cast
 
@@ -17,7 +18,7 @@ from grf_fusion._layers.attention import Attention
 from grf_fusion.baselines._base import Baseline
 
 OWNER = "CrossModalAttentionFusion"
-# Steps ``(batch, time, dim)`` and which of them a modality may read.
+# Steps ``(batch, time, dim)`` and the mask ``(batch, time)`` of those to attend to.
 Memory = tuple[Tensor, Tensor | None]
 
 
@@ -80,12 +81,8 @@ class CrossModalAttentionFusion(Baseline):
         where: Where = {"device": device, "dtype": dtype}
         super().__init__(declared, embed_dim, **where)
         self.num_heads = num_heads
-        self.attentions = nn.ModuleDict(
-            {
-                name: Attention(embed_dim, num_heads=num_heads, dropout=dropout, **where)
-                for name in declared
-            }
-        )
+        attention = functools.partial(Attention, num_heads=num_heads, dropout=dropout, **where)
+        self.attentions = nn.ModuleDict({name: attention(embed_dim) for name in declared})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(embed_dim, **where) for name in declared})
         self.mix = nn.Linear(len(declared) * embed_dim, embed_dim, **where)
         self.dropout = nn.Dropout(dropout)
@@ -99,41 +96,34 @@ class CrossModalAttentionFusion(Baseline):
             masked, packing="auto", width=self.embed_dim
         )
         memories = _shared_memory(encoded, masked) if packs else _own_memories(encoded, masked)
-        pooled = [
-            self._read(name, query, part.real, memory, packs=packs)
-            for (name, part), query, memory in zip(received.items(), encoded, memories, strict=True)
-        ]
+        pooled: list[Tensor] = []
+        for name, query, real, memory in zip(received, encoded, masked, memories, strict=True):
+            others, readable = memory
+            queries: Layout = Padded(real)
+            keys: Layout = Padded(readable)
+            rows = query
+            if packs:
+                keys, queries = lay_out([others, query], [readable, real])
+                others, rows = keys.pack(others), queries.pack(query)
+            read, _ = self.attentions[name](rows, others, queries, keys, need_weights=False)
+            read = queries.unpack(self.dropout(read))
+            pooled.append(masked_mean(self.norms[name](query + read), real))
         return clear_empty(self.mix(torch.cat(pooled, dim=-1)), received.values())
-
-    def _read(
-        self, name: str, query: Tensor, real: Tensor | None, memory: Memory, *, packs: bool
-    ) -> Tensor:
-        others, readable = memory
-        queries: Layout = Padded(real)
-        keys: Layout = Padded(readable)
-        rows = query
-        if packs:
-            keys, queries = lay_out([others, query], [readable, real])
-            others, rows = keys.pack(others), queries.pack(query)
-        attention = cast(Attention, self.attentions[name])
-        read, _ = attention(rows, others, queries, keys, need_weights=False)
-        read = queries.unpack(self.dropout(read))
-        return masked_mean(self.norms[name](query + read), real)
 
 
 def _own_memories(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
-    """Give each modality the steps of all others."""
+    """Yield, for each modality, the steps of all others."""
     for k, query in enumerate(encoded):
         if len(encoded) > 1:
             yield join(encoded[:k] + encoded[k + 1 :], masked[:k] + masked[k + 1 :])
         else:
-            # Nobody else: one step that is not real keeps the attention in the graph.
+            # Without other modalities, one padded step keeps the attention in the graph.
             memory = query[:, :1]
             yield memory, torch.zeros(memory.shape[:2], dtype=torch.bool, device=query.device)
 
 
 def _shared_memory(encoded: list[Tensor], masked: list[Tensor | None]) -> Iterator[Memory]:
-    """Give each modality all steps, real ones first, and hide its own."""
+    """Yield, for each modality, the steps of all, real ones first, with its own masked."""
     steps, real = join(encoded, masked)
     owner = torch.cat(
         [torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(encoded)]

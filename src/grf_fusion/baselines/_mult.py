@@ -179,7 +179,7 @@ class MulT(Baseline):
         return (result, fused) if return_fused else result
 
     def _last(self, name: str, received: Mapping[str, Received]) -> Tensor:
-        """Attend from a modality to all others, then to itself, and return its last real step."""
+        """Attend from a modality to all others, then to itself; return its last real step."""
         x, real, present = received[name]
         stacks = cast(nn.ModuleDict, self.cross_stacks[name])
         read = [

@@ -1,7 +1,7 @@
 """The Transformer stack that `MulT` is made of."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,13 @@ from grf_fusion._layers.attention import split_heads
 
 
 class AttentionMask(NamedTuple):
-    """Which query may attend to which key.
+    """The keys that each query may attend to.
 
     Attributes:
-        allowed: ``(queries, keys)`` or ``(batch, 1, queries, keys)`` bool; ``None`` where a query
-            may attend to itself and all before it.
-        unreadable: ``(batch, 1, queries, 1)`` bool: queries without a key, ``None`` for none.
+        allowed: ``(queries, keys)`` or ``(batch, 1, queries, keys)`` bool; ``None`` if each query
+            may attend to itself and to all earlier steps.
+        unreadable: ``(batch, 1, queries, 1)`` bool: queries without any allowed key; ``None`` if
+            there are none.
     """
 
     allowed: Tensor | None
@@ -27,7 +28,7 @@ class AttentionMask(NamedTuple):
 
 
 def extent(real: Tensor) -> Tensor:
-    """Return one more than the index of the last real step, ``(batch,)``; 0 without any."""
+    """Return the length up to the last real step, ``(batch,)``; 0 if no step is real."""
     places = torch.arange(1, real.shape[1] + 1, device=real.device)
     return (real * places).amax(dim=1)
 
@@ -35,7 +36,7 @@ def extent(real: Tensor) -> Tensor:
 def causal_mask(
     x: Tensor, real: Tensor | None, memory: Tensor, readable: Tensor | None
 ) -> AttentionMask:
-    """Let query ``i`` attend to the real keys ``j <= i + |difference of the lengths|``.
+    """Allow query ``i`` to attend to the real keys ``j <= i + |length difference|``.
 
     A length ends with the last real step, so padding behind it has no effect.
 
@@ -50,15 +51,13 @@ def causal_mask(
     ahead = torch.arange(keys, device=x.device) - places
     if real is None and readable is None:
         return AttentionMask(ahead <= abs(queries - keys), None)
-    ends = (
-        torch.full((x.shape[0],), time, device=x.device) if mask is None else extent(mask)
-        for mask, time in ((real, queries), (readable, keys))
-    )
-    allowed = ahead <= torch.sub(*ends).abs()[:, None, None]
+    query_end = queries if real is None else extent(real)
+    key_end = keys if readable is None else extent(readable)
+    allowed = ahead <= cast(Tensor, query_end - key_end).abs()[:, None, None]
     if readable is not None:
         allowed = allowed & readable.unsqueeze(1)
     unreadable = ~allowed.any(dim=-1, keepdim=True)
-    # A softmax over nothing is NaN: unreadable queries read all, and what they read is thrown away.
+    # A softmax over no key is NaN: these queries attend to all keys, and their result becomes 0.
     return AttentionMask((allowed | unreadable).unsqueeze(1), unreadable.unsqueeze(1))
 
 
@@ -94,7 +93,7 @@ class MulTLayer(nn.Module):
 
         self.dropout = nn.Dropout(dropout)
         self.head_dim = dim // num_heads
-        # The authors draw queries, keys and values as one matrix.
+        # The MulT code initialises queries, keys and values as one matrix.
         self.q_proj = linear(dim, dim, packed=3 * dim)
         self.kv_proj = linear(dim, 2 * dim, packed=3 * dim)
         self.out_proj = linear(dim, dim)
@@ -105,7 +104,7 @@ class MulTLayer(nn.Module):
 
     @override
     def forward(self, x: Tensor, memory: Tensor | None, mask: AttentionMask) -> Tensor:
-        """Attend to the memory, or to the steps themselves without one."""
+        """Attend to the memory, or to ``x`` itself if there is none."""
         query = self.attention_norm(x)
         read = self._read(query, query if memory is None else self.attention_norm(memory), mask)
         x = drop(self.dropout, read, x)
@@ -124,7 +123,7 @@ class MulTLayer(nn.Module):
 
 
 class MulTStack(nn.Module):
-    """Layers that attend to the same memory, or to themselves without one, and a final norm."""
+    """Layers that attend to the same memory, or to their input if there is none, and a norm."""
 
     dropout: nn.Dropout
     literal: bool
@@ -175,7 +174,7 @@ class MulTStack(nn.Module):
         like = self.norm.weight
         positions = mult_positions(length, dim, device=like.device, dtype=like.dtype)
         if self.literal:
-            # The authors take a first feature of exactly 0 for padding.
+            # The MulT code treats steps whose first feature is exactly 0 as padding.
             positions = positions * (x[..., :1] != 0)
         return drop(self.dropout, math.sqrt(dim) * x + positions)
 

@@ -133,8 +133,8 @@ def _check_weights(
     weights: Literal["sigmoid", "softmax"] | Mapping[str, float], declared: Mapping[str, int]
 ) -> Literal["sigmoid", "softmax"] | dict[str, float]:
     if not isinstance(weights, Mapping):
-        learnt = ("sigmoid", "softmax")
-        expect_choice(OWNER, "weights", weights, learnt, also="a mapping of all modalities")
+        learned = ("sigmoid", "softmax")
+        expect_choice(OWNER, "weights", weights, learned, also="a mapping of all modalities")
         return weights
     missing = [name for name in declared if name not in weights]
     unexpected = [name for name in weights if name not in declared]
