@@ -128,7 +128,7 @@ def collate(
 def _pad(
     rows: Sequence[Tensor | None], time: int, dtype: torch.dtype | None, *, full: bool
 ) -> Tensor:
-    """Return ``(batch, time, dim)`` with zeros behind each row; some row is there."""
+    """Return ``(batch, time, dim)``, each row padded with 0; at least one row is not ``None``."""
     first = next(row for row in rows if row is not None)
     empty = first.new_empty(0, first.shape[1])
     there = [empty if row is None else row for row in rows]
@@ -136,6 +136,7 @@ def _pad(
         there = [row.to(dtype) for row in there]
     if full:
         return there[0].unsqueeze(0) if len(there) == 1 else torch.stack(there)
-    # One row more, whose zeros take no memory, brings the others to their common length.
+    # `pad_sequence` pads to the longest row, so that an extra row sets the length. It is expanded
+    # from one zero and takes no memory.
     longest = there[0].new_zeros(1, 1).expand(time, first.shape[1])
     return pad_sequence([*there, longest], batch_first=True)[:-1]

@@ -12,20 +12,20 @@ class FeatureScale(nn.Module):
     """Divide the features of a modality by their root mean square, measured once.
 
     The first training batch that has the modality sets the scale, over all real steps and features
-    of the batch; later batches and evaluation use the same number. So features that are a hundred
-    times larger give the same result, and the relative size of single steps is kept, which a norm
-    per step would remove. Before the first training batch the features pass unchanged.
+    of the batch; later batches and evaluation use the same number. Features that are a hundred
+    times larger therefore give the same result. Unlike a norm per step, the scale keeps the
+    relative size of steps. Before the first training batch the features pass unchanged.
 
-    The scale is one number that is set once, and not a running average: a training step that is
-    recomputed for the gradient gives the same numbers.
+    The scale is set once instead of being a running average. Recomputing a training step in the
+    backward pass therefore gives the same numbers.
     """
 
     rms: Tensor
 
     def __init__(self, *, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        # 0 until it is measured. With an axis: a compiler takes a float64 number without one for a
-        # constant of Python's, and drops what is written to it.
+        # 0 means not measured yet. The buffer has one axis because a compiler treats a float64
+        # scalar tensor as a Python constant and drops writes to it.
         self.register_buffer("rms", torch.zeros(1, device=device, dtype=dtype))
 
     @override
@@ -38,19 +38,20 @@ class FeatureScale(nn.Module):
             - output: as ``features``
         """
         rms = self._measured(features.detach(), real) if self.training else self.rms
-        # Without its axis here, so that it does not widen the features' dtype under autocast.
+        # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
         return features / rms.masked_fill(rms == 0, 1.0).squeeze(0)
 
     @torch.no_grad()
     def _measured(self, features: Tensor, real: Tensor | None) -> Tensor:
-        # Reading the number is free on the CPU only; elsewhere it is measured again and ignored.
+        # Only on the CPU is the number read without a host-device sync. On other devices the scale
+        # is measured at every call and ignored once it is set.
         if self._is_known() or is_transformed():
             return self.rms
         wide = torch.promote_types(features.dtype, torch.float32)
-        # In two steps: in one, Inductor makes a graph of its own for small batches.
+        # One mean over all axes would make Inductor recompile for small batches.
         mean = features.to(wide).square().mean(dim=tuple(range(1, features.ndim))).mean()
         if real is not None:
-            # Padding is 0 and counts in neither.
+            # Padded steps are 0 and must not count in the mean.
             mean = mean * real.numel() / real.sum().clamp(min=1)
         found = mean.sqrt().to(self.rms.dtype).unsqueeze(0)
         usable = (self.rms == 0) & found.isfinite()
