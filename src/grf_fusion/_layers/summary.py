@@ -49,7 +49,7 @@ class ModalitySummary(nn.Module):
     def forward(
         self, steps: Tensor, mask: Tensor | None, packed: RealSteps | None = None
     ) -> Tensor:
-        """Return one vector per sample; ``packed`` tells where the steps lie if they are rows.
+        """Return one vector per sample; if the steps are rows, ``packed`` has their positions.
 
         Shape:
             - steps: ``(batch, time, dim)`` or ``(rows, dim)``, projected, with positions
