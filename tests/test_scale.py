@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, mask_from_lengths
 from strategies import examples
@@ -167,6 +168,28 @@ def test_the_size_of_single_steps_is_kept() -> None:
     features |= {name: features[name][:1].expand(2, -1, -1) for name in ("image", "audio")}
     context = fusion(features)
     assert (context[0] - context[1]).abs().max() > 0.01
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts the operations that compute something, which excludes views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += isinstance(result, Tensor) and not function.is_view
+        return result
+
+
+@pytest.mark.parametrize(("masked", "number"), [(False, 9), (True, 13)])
+def test_measuring_takes_few_kernels(masked: bool, number: int) -> None:
+    """A GPU measures in every training step, because reading the scale would synchronise."""
+    scale = make(torch.float32).to("meta").scales["text"]
+    features = torch.empty(2, 4, 5, device="meta")
+    real = torch.empty(2, 4, dtype=torch.bool, device="meta") if masked else None
+    with KernelCounter() as counter:
+        scale(features, real)
+    assert counter.count == number
 
 
 @pytest.mark.compile

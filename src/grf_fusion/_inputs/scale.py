@@ -1,11 +1,16 @@
 """One scale per modality, so that the units of its features do not matter."""
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, linalg, nn
 from typing_extensions import override
 
 from grf_fusion._checks.tracing import is_transformed
 from grf_fusion._inputs.masks import can_read
+
+vector_norm = cast("Callable[..., Tensor]", linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
 
 
 class FeatureScale(nn.Module):
@@ -37,27 +42,27 @@ class FeatureScale(nn.Module):
             - real: ``(batch, time)`` bool, ``None`` for all
             - output: as ``features``
         """
-        rms = self._measured(features.detach(), real) if self.training else self.rms
+        if self.training:
+            self._measure(features.detach(), real)
         # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
-        return features / rms.masked_fill(rms == 0, 1.0).squeeze(0)
+        return features / (self.rms + (self.rms == 0)).squeeze(0)
 
     @torch.no_grad()
-    def _measured(self, features: Tensor, real: Tensor | None) -> Tensor:
+    def _measure(self, features: Tensor, real: Tensor | None) -> None:
         # Only on the CPU is the number read without a host-device sync. On other devices the scale
-        # is measured at every call and ignored once it is set.
+        # is measured at every call, with as few kernels as possible, and ignored once it is set.
         if self._is_known() or is_transformed():
-            return self.rms
+            return
         wide = torch.promote_types(features.dtype, torch.float32)
-        # One mean over all axes would make Inductor recompile for small batches.
-        mean = features.to(wide).square().mean(dim=tuple(range(1, features.ndim))).mean()
-        if real is not None:
-            # Padded steps are 0 and must not count in the mean.
-            mean = mean * real.numel() / real.sum().clamp(min=1)
-        found = mean.sqrt().to(self.rms.dtype).unsqueeze(0)
-        usable = (self.rms == 0) & found.isfinite()
-        rms = torch.where(usable, found, self.rms)
-        self.rms.copy_(rms)
-        return rms
+        # Two steps, because Inductor makes a separate graph for small batches with one norm.
+        norms = vector_norm(features, dim=tuple(range(1, features.ndim)), dtype=wide)
+        if real is None:
+            norm = vector_norm(norms) * max(1, features.numel()) ** -0.5
+        else:
+            # Padded steps are 0, so that they count only in the number of features.
+            norm = vector_norm(norms) * (real.sum() * features.shape[-1]).clamp(min=1).rsqrt()
+        usable = norm.to(self.rms.dtype).nan_to_num(0.0, 0.0, 0.0)
+        self.rms.masked_fill_(self.rms == 0, usable)
 
     def _is_known(self) -> bool:
         return can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)
