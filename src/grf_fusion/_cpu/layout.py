@@ -24,7 +24,7 @@ class Padded(NamedTuple):
 
     Attributes:
         mask: ``(batch, time)`` bool: real steps, ``None`` for all.
-        one_step: Whether time is known to be 1. While tracing, only the options count.
+        one_step: Whether time is known to be 1; while tracing, only the options can guarantee it.
     """
 
     mask: Tensor | None
@@ -216,7 +216,7 @@ def groups_samples(device: torch.device) -> bool:
 def worth_packing(
     masks: Sequence[Tensor | None], *, packing: bool | Literal["auto"], width: int
 ) -> bool:
-    """Whether to pack: if enough steps, of ``width`` numbers each, are padded, or on request."""
+    """Whether to pack: on request, or if enough steps, of ``width`` numbers each, are padded."""
     given = [mask for mask in masks if mask is not None]
     if given and is_captured(given[0].device):
         return False

@@ -16,7 +16,7 @@ class Known(NamedTuple):
     Attributes:
         host: Number of real steps of each sample.
         lengths: The same on the mask's device, ``(batch,)`` int64.
-        exact: Whether the lengths hold for every sample; otherwise a sample may have none instead.
+        exact: Whether the lengths hold for all samples; otherwise some may have no real step.
     """
 
     host: tuple[int, ...]

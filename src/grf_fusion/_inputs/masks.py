@@ -149,9 +149,9 @@ def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:
-    """Return ``None`` for a CPU mask without padding; other masks are returned unread.
+    """Return ``None`` for a CPU mask without padding, and any other mask unchanged.
 
-    Reading a mask on another device would force a host-device sync.
+    A mask on another device is not read, because that would force a host-device sync.
     """
     if mask is None or not can_read(mask) or mask.device.type != "cpu":
         return mask

@@ -85,7 +85,7 @@ def read(
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Return one modality's sequences, ``None`` for samples that lack it, and ``like``.
 
-    ``like`` is the first sequence of the batch. Pass ``None`` if no earlier modality has one.
+    ``like`` is the first sequence of the batch over all modalities, ``None`` if none was read yet.
     """
     rows: list[Tensor | None] = []
     seen: tuple[torch.dtype, torch.device] | None = None

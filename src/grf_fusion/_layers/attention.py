@@ -105,8 +105,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from each query to the real steps of the memory; without any, the result is 0.
 
-        Both layouts are of one kind, or ``keys`` is padded with one step. With ``need_weights``,
-        for padded layouts only, the weights before dropout are returned too, ``(batch, heads,
+        Both layouts have the same class, or ``keys`` is padded with one step. ``need_weights``
+        requires padded layouts; it also returns the weights before dropout, ``(batch, heads,
         queries, keys)``.
         """
         dropout = self.dropout if self.training else 0.0
