@@ -26,11 +26,8 @@ class ShapeError(ValueError):
 
 def describe_shape(axes: Mapping[str, int | None]) -> str:
     """Write axes as ``(batch=4, time, dim=8)``; an axis of any size has no number."""
-    return (
-        "("
-        + ", ".join(name if size is None else f"{name}={size}" for name, size in axes.items())
-        + ")"
-    )
+    named = [name if size is None else f"{name}={size}" for name, size in axes.items()]
+    return f"({', '.join(named)})"
 
 
 def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
@@ -61,10 +58,9 @@ def expect_shape(
     ``hint`` is appended to the message and suggests a fix.
     """
     fits = tensor.ndim == len(axes)
-    if fits:
-        for got, size in zip(tensor.shape, axes.values(), strict=True):
-            if size is not None and got != size:
-                fits = False
+    for got, size in zip(tensor.shape, axes.values(), strict=False):
+        if size is not None and got != size:
+            fits = False
     if not fits:
         raise ShapeError(
             f"{owner}: expected `{argument}` of shape {describe_shape(axes)}, "
@@ -155,9 +151,7 @@ def expect_probability(owner: str, argument: str, value: float) -> None:
 
 def expect_flag(owner: str, argument: str, value: object, *, other: str | None = None) -> None:
     """Refuse an option that is neither a bool nor the string ``other``, if one is given."""
-    if not isinstance(value, bool) and (
-        other is None or not isinstance(value, str) or value != other
-    ):
+    if not isinstance(value, bool) and not (isinstance(value, str) and value == other):
         choices = "True or False" if other is None else f"{other!r}, True or False"
         raise ValueError(f"{owner}: expected `{argument}` to be {choices}, got {value!r}.")
 

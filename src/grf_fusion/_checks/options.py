@@ -66,12 +66,9 @@ def _pairs(modalities: object) -> list[tuple[Any, Any]] | None:
         return list(cast("Mapping[Any, Any]", modalities).items())
     if isinstance(modalities, str) or not isinstance(modalities, Sequence):
         return None
-    pairs: list[tuple[Any, Any]] = []
-    for pair in cast("Sequence[Any]", modalities):
-        if not isinstance(pair, list | tuple) or len(cast("Sequence[Any]", pair)) != 2:
-            return None
-        pairs.append(tuple(cast("Sequence[Any]", pair)))
-    return pairs
+    pairs = cast("Sequence[Any]", modalities)
+    fits = all(isinstance(x, list | tuple) and len(cast("Sequence[Any]", x)) == 2 for x in pairs)
+    return [tuple(pair) for pair in pairs] if fits else None
 
 
 def check_factory(owner: str, argument: str, factory: object) -> None:

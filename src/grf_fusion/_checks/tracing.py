@@ -15,6 +15,8 @@ from torch.autograd import forward_ad
 C = torch._C  # noqa: SLF001
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+# Set by `module.compile()`.
+COMPILED = "_compiled_call_impl"
 
 
 def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
@@ -55,10 +57,8 @@ def is_transformed() -> bool:
 
 def is_batched(x: Tensor) -> bool:
     """Whether `torch.vmap` maps over the tensor."""
-    batched = cast(
-        "Callable[[Tensor], bool] | None",
-        getattr(getattr(C, "_functorch", None), "is_batchedtensor", None),
-    )
+    functorch = getattr(C, "_functorch", None)
+    batched = cast("Callable[[Tensor], bool] | None", getattr(functorch, "is_batchedtensor", None))
     return is_transformed() if batched is None else batched(x)
 
 
@@ -88,17 +88,14 @@ def is_untouched(*modules: nn.Module) -> bool:
     in PyTorch's own fast paths. Otherwise `FlopCounterMode`, which uses them, would measure a
     different path.
     """
-    # While tracing, only forward hooks matter: the pre-hook of weight_norm sets the weight.
+    # A forward pre-hook may set the weight, as weight_norm does. The rest has no effect in a trace.
     tracing = torch.compiler.is_compiling()
-    names = FORWARD_HOOKS if tracing else (*FORWARD_HOOKS, *BACKWARD_HOOKS)
+    names = FORWARD_HOOKS if tracing else (*FORWARD_HOOKS, *BACKWARD_HOOKS, COMPILED)
     for module in modules:
         for name in names:
             if getattr(module, name, True):
                 return False
-        # `module.compile()` sets `_compiled_call_impl`.
-        if not tracing and (
-            "forward" in vars(module) or getattr(module, "_compiled_call_impl", True)
-        ):
+        if not tracing and "forward" in vars(module):
             return False
     return True
 
