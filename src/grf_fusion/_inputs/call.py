@@ -171,15 +171,10 @@ def check_call(
     given_masks = check_mapping(owner, "masks", {} if masks is None else masks, declared)
     arrivals: list[Arrival | None] = []
     for name, dim in declared.items():
+        argument, mask_argument = f"features[{name!r}]", f"masks[{name!r}]"
+        values, mask = given.get(name), given_masks.get(name)
         arrival = check_features(
-            owner,
-            f"features[{name!r}]",
-            given.get(name),
-            f"masks[{name!r}]",
-            given_masks.get(name),
-            dim=dim,
-            batch=batch,
-            like=like,
+            owner, argument, values, mask_argument, mask, dim=dim, batch=batch, like=like
         )
         arrivals.append(arrival)
         if batch is None and arrival is not None:

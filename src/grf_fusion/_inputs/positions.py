@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from grf_fusion._checks.tracing import is_transformed
+from grf_fusion._checks.tracing import is_captured, is_transformed
 
 # The longest table for each width, device and dtype, shared by all modules.
 _tables: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
@@ -25,8 +25,7 @@ def sinusoidal_positions(
         with torch.inference_mode(mode=False):
             table = _compute(length, dim, device, dtype)
         # Other calls cannot use a fake tensor or memory that a CUDA graph owns.
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if type(table) is Tensor and not capturing:
+        if type(table) is Tensor and not is_captured(device):
             _tables[dim, device, dtype] = table
     return table[:length]
 
