@@ -188,10 +188,8 @@ class SymmetricCrossAttentionBlock(nn.Module):
             cast(Arrival, check("modality", modality, "modality_mask", modality_mask)).mask,
         )
         packed = not need_weights and _packs(self, context, masks)
-        enriched = _forward(
-            self, context, modality, masks, packed=packed, need_weights=need_weights
-        )
-        return enriched if need_weights else enriched[:2]
+        result = _forward(self, context, modality, masks, packed=packed, need_weights=need_weights)
+        return result if need_weights else result[:2]
 
     @override
     def extra_repr(self) -> str:

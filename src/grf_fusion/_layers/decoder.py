@@ -68,23 +68,21 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, memory: Tensor, steps: Layout, memory_steps: Layout, *, need_weights: bool
     ) -> Enriched:
         """Return the enriched rows and the weights of self- and cross-attention."""
-        self_weights = None
+        of_self = None
         if self.self_attn is not None and self.self_attn_norm is not None:
             query = self.self_attn_norm(x) if self.norm_first else x
-            read, self_weights = self.self_attn(
-                query, query, steps, steps, need_weights=need_weights
-            )
+            read, of_self = self.self_attn(query, query, steps, steps, need_weights=need_weights)
             x = self._add(x, read, self.self_attn_norm)
         norm = self.cross_attn_norm if self.norm_first else None
         query = x if norm is None else norm(x)
-        read, cross_weights = self.cross_attn(
+        read, of_cross = self.cross_attn(
             query, memory, steps, memory_steps, need_weights=need_weights
         )
         x = self._add(x, read, self.cross_attn_norm)
         query = self.feedforward_norm(x) if self.norm_first else x
         hidden = drop(self.dropout, ACTIVATIONS[self.activation](self.linear1(query)))
         x = self._add(x, self.linear2(hidden), self.feedforward_norm)
-        return x, self_weights, cross_weights
+        return x, of_self, of_cross
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         x = drop(self.dropout, update, x)

@@ -148,19 +148,18 @@ class GatedFusionUnit(nn.Module):
         )
 
     def _check(self, state: Tensor, update: Tensor) -> None:
-        owner = OWNER
-        expect_tensor(owner, "state", state)
-        expect_tensor(owner, "update", update)
+        expect_tensor(OWNER, "state", state)
+        expect_tensor(OWNER, "update", update)
         if state.ndim == 0 or state.shape[-1] != self.embed_dim:
             raise ShapeError(
-                f"{owner}: expected `state` of shape (..., dim={self.embed_dim}), "
+                f"{OWNER}: expected `state` of shape (..., dim={self.embed_dim}), "
                 f"got {tuple(state.shape)}."
             )
         names = ("batch", "time") if state.ndim <= 3 else [f"axis_{i}" for i in range(state.ndim)]
         axes = dict(zip(names[: state.ndim - 1], state.shape[:-1], strict=True))
-        expect_shape(owner, "update", update, {**axes, "dim": self.embed_dim})
-        expect_floating(owner, "state", state, self.linear.weight)
-        expect_floating(owner, "update", update, self.linear.weight)
+        expect_shape(OWNER, "update", update, {**axes, "dim": self.embed_dim})
+        expect_floating(OWNER, "state", state, self.linear.weight)
+        expect_floating(OWNER, "update", update, self.linear.weight)
 
 
 def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
