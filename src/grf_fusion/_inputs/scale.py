@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, linalg, nn
 from typing_extensions import override
 
-from grf_fusion._checks.tracing import is_transformed
-from grf_fusion._inputs.masks import can_read
+from grf_fusion._checks.tracing import can_read, is_transformed
 
 vector_norm = cast("Callable[..., Tensor]", linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
 
@@ -51,7 +50,8 @@ class FeatureScale(nn.Module):
     def _measure(self, features: Tensor, real: Tensor | None) -> None:
         # Only on the CPU is the number read without a host-device sync. On other devices the scale
         # is measured at every call, with as few kernels as possible, and ignored once it is set.
-        if self._is_known() or is_transformed():
+        known = can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)
+        if known or is_transformed():
             return
         wide = torch.promote_types(features.dtype, torch.float32)
         # Two steps, because Inductor makes a separate graph for small batches with one norm.
@@ -63,6 +63,3 @@ class FeatureScale(nn.Module):
             norm = vector_norm(norms) * (real.sum() * features.shape[-1]).clamp(min=1).rsqrt()
         usable = norm.to(self.rms.dtype).nan_to_num(0.0, 0.0, 0.0)
         self.rms.masked_fill_(self.rms == 0, usable)
-
-    def _is_known(self) -> bool:
-        return can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)
