@@ -52,8 +52,7 @@ class Group(NamedTuple):
         """Return the bias for the scores of these keys, ``(samples heads, 1, time)``."""
         if self.allowed is None:
             return None
-        heads = like.shape[1]
-        allowed = self.allowed.expand(-1, heads, -1, -1).flatten(0, 1)
+        allowed = self.allowed.expand(-1, like.shape[1], -1, -1).flatten(0, 1)
         return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
 
 
@@ -137,13 +136,6 @@ def _differentiable_gradients(
     # One saved tensor may have been computed from another, for example if steps share weights.
     # Aliases keep a path between the saved tensors out of these gradients.
     q, k, v = (tensor.view_as(tensor) for tensor in saved)
-    needed = [alias for alias in (q, k, v) if alias.requires_grad]
-    read = _attend_plainly(q, k, v, plan)
-    found = iter(torch.autograd.grad(read, needed, gradient, create_graph=True))
-    return tuple(next(found) if tensor.requires_grad else None for tensor in saved)
-
-
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     keep = DropoutMask(plan.dropout, plan.seed)
     read: list[Tensor] = []
     for queries, keys in plan.pieces:
@@ -155,7 +147,9 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         of_piece = (weights * kept.detach() * keep.scale) @ value
         read.append(_unflatten(of_piece, queries.samples).transpose(1, 2).flatten(0, 1))
-    return torch.cat(read)
+    needed = [alias for alias in (q, k, v) if alias.requires_grad]
+    found = iter(torch.autograd.grad(torch.cat(read), needed, gradient, create_graph=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in saved)
 
 
 class _Tile(NamedTuple):
