@@ -131,14 +131,11 @@ class SymmetricCrossAttentionBlock(nn.Module):
         self.packing = packing
         self.checkpoint = checkpoint
 
-        def stack(*, of_context: bool) -> nn.ModuleList:
-            return nn.ModuleList(
-                DecoderLayer(options, of_context=of_context, device=device, dtype=dtype)
-                for _ in range(num_layers)
-            )
-
-        self.context_layers = stack(of_context=True)
-        self.modality_layers = stack(of_context=False) if symmetric else None
+        layer = partial(DecoderLayer, options, device=device, dtype=dtype)
+        self.context_layers = nn.ModuleList(layer(of_context=True) for _ in range(num_layers))
+        self.modality_layers = None
+        if symmetric:
+            self.modality_layers = nn.ModuleList(layer(of_context=False) for _ in range(num_layers))
 
     @override
     def forward(

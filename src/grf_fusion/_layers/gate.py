@@ -96,9 +96,8 @@ class GatedFusionUnit(nn.Module):
         self.linear = nn.Linear(2 * embed_dim, 2 * embed_dim, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else None
-        self.gate_scale = (
-            nn.Parameter(torch.empty((), device=device, dtype=dtype)) if identity_init else None
-        )
+        scale = torch.empty((), device=device, dtype=dtype)
+        self.gate_scale = nn.Parameter(scale) if identity_init else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
