@@ -1,1 +1,1 @@
-"""Checks of arguments and options, and of what PyTorch is doing; nothing of ours is imported."""
+"""Checks of arguments, of options and of the mode that PyTorch runs in. Imports no other folder."""

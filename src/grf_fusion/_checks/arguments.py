@@ -1,7 +1,8 @@
 """Checks of arguments: one error type and one message form for the whole library.
 
-``owner`` is who refuses, ``argument`` what the caller wrote. What does not fit a call raises
-`ShapeError`, an option that nothing can be built from ValueError.
+In each function ``owner`` is the class or function that the message names, and ``argument`` is the
+argument as the caller wrote it. A wrong argument of a call raises `ShapeError`; a wrong option of a
+constructor raises ValueError.
 
 Axis names used everywhere: ``batch`` (samples), ``time`` (steps of a sequence), ``dim`` (features
 of a step), ``heads`` and ``head_dim`` (``dim = heads * head_dim``), ``modalities``.
@@ -24,16 +25,13 @@ class ShapeError(ValueError):
 
 
 def describe_shape(axes: Mapping[str, int | None]) -> str:
-    """Write axes as ``(batch=4, time, dim=8)``; an axis of any size stands by its name alone."""
-    return (
-        "("
-        + ", ".join(name if size is None else f"{name}={size}" for name, size in axes.items())
-        + ")"
-    )
+    """Write axes as ``(batch=4, time, dim=8)``; an axis of any size has no number."""
+    named = [name if size is None else f"{name}={size}" for name, size in axes.items()]
+    return f"({', '.join(named)})"
 
 
 def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
-    """Refuse anything that is not a dense tensor, and return the tensor."""
+    """Return the value if it is a dense tensor; otherwise raise."""
     if not isinstance(value, Tensor):
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a torch.Tensor, got {type(value).__name__}."
@@ -55,15 +53,14 @@ def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
 def expect_shape(
     owner: str, argument: str, tensor: Tensor, axes: Mapping[str, int | None], hint: str = ""
 ) -> None:
-    """Refuse a tensor whose axes differ from the named sizes, ``None`` for any size.
+    """Refuse a tensor whose axes differ from the named sizes; a size of ``None`` allows any.
 
-    ``hint`` is what to do instead, appended to the message.
+    ``hint`` is appended to the message and suggests a fix.
     """
     fits = tensor.ndim == len(axes)
-    if fits:
-        for got, size in zip(tensor.shape, axes.values(), strict=True):
-            if size is not None and got != size:
-                fits = False
+    for got, size in zip(tensor.shape, axes.values(), strict=False):
+        if size is not None and got != size:
+            fits = False
     if not fits:
         raise ShapeError(
             f"{owner}: expected `{argument}` of shape {describe_shape(axes)}, "
@@ -81,9 +78,9 @@ def expect_steps(owner: str, argument: str, tensor: Tensor) -> None:
 
 
 def expect_floating(owner: str, argument: str, tensor: Tensor, like: Tensor) -> None:
-    """Refuse a tensor that the parameter ``like`` cannot be multiplied with.
+    """Refuse a tensor whose device or dtype differs from that of the parameter ``like``.
 
-    Under autocast, float32, float16 and bfloat16 are all accepted.
+    Under autocast, any two of float32, float16 and bfloat16 fit each other.
     """
     if tensor.device != like.device:
         raise ShapeError(
@@ -104,7 +101,7 @@ def expect_floating(owner: str, argument: str, tensor: Tensor, like: Tensor) -> 
 
 
 def expect_same_device(owner: str, argument: str, tensor: Tensor, device: torch.device) -> None:
-    """Refuse a tensor that lies elsewhere."""
+    """Refuse a tensor on another device."""
     if tensor.device != device:
         raise ShapeError(
             f"{owner}: expected `{argument}` on device {device}, got {tensor.device}. "
@@ -123,9 +120,9 @@ def expect_number(
     below: float = math.inf,
     whole: bool = False,
 ) -> None:
-    """Refuse what is no number in an interval; True, False, infinities and NaN never are.
+    """Refuse a value that is not a number in an interval; bools, infinities and NaN are refused.
 
-    ``rule`` is the interval in words, ``whole`` whether it has to be an integer.
+    ``rule`` describes the interval in the message. With ``whole`` only integers are accepted.
     """
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not (at_least <= cast(float, value) < below and cast(float, value) > above):
@@ -133,7 +130,7 @@ def expect_number(
 
 
 def expect_size(owner: str, argument: str, value: object) -> None:
-    """Refuse a size or a number of draws that is not a positive integer."""
+    """Refuse a size or count that is not a positive integer."""
     expect_number(owner, argument, value, "a positive integer", at_least=1, whole=True)
 
 
@@ -153,10 +150,8 @@ def expect_probability(owner: str, argument: str, value: float) -> None:
 
 
 def expect_flag(owner: str, argument: str, value: object, *, other: str | None = None) -> None:
-    """Refuse an option that is neither True nor False, nor the one other choice there may be."""
-    if not isinstance(value, bool) and (
-        other is None or not isinstance(value, str) or value != other
-    ):
+    """Refuse an option that is neither a bool nor the string ``other``, if one is given."""
+    if not isinstance(value, bool) and not (isinstance(value, str) and value == other):
         choices = "True or False" if other is None else f"{other!r}, True or False"
         raise ValueError(f"{owner}: expected `{argument}` to be {choices}, got {value!r}.")
 
@@ -164,7 +159,10 @@ def expect_flag(owner: str, argument: str, value: object, *, other: str | None =
 def expect_choice(
     owner: str, argument: str, value: object, choices: Collection[str], *, also: str = ""
 ) -> None:
-    """Refuse an option that is not one of the choices; ``also`` is what else it could have been."""
+    """Refuse an option that is not one of the choices.
+
+    ``also`` describes further valid values in the message; the caller accepts them before this.
+    """
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices) + (also and f" or {also}")
         raise ValueError(f"{owner}: expected `{argument}` to be one of {listed}, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Checks of what a fusion is built from, with ValueError; their first argument is who refuses."""
+"""Checks of the options of a fusion, with ValueError; ``owner`` is the class that it names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
@@ -8,14 +8,14 @@ from torch import nn
 
 from grf_fusion._checks.arguments import expect_size
 
-# Pairs too: JSON files that are written with sorted keys keep the order of a list alone.
+# Pairs are accepted because JSON written with sorted keys keeps the order of a list only.
 Modalities = Mapping[str, int] | Sequence[tuple[str, int]]
 # Names that a sub-module cannot have.
 TAKEN = frozenset(dir(nn.ModuleDict()))
 
 
 class Where(TypedDict):
-    """Device and dtype of new parameters, handed down together."""
+    """Device and dtype of new parameters, passed on together."""
 
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -29,7 +29,7 @@ def check_modality(
     name_argument: str = "modalities",
     dim_argument: str = "",
 ) -> None:
-    """Refuse a name that no module can have, and a width that is not a positive integer."""
+    """Refuse a name that no sub-module can have, and a width that is not a positive integer."""
     if not isinstance(name, str) or not name or "." in name or name in TAKEN:
         raise ValueError(
             f"{owner}: expected `{name_argument}` to name modalities by non-empty strings without "
@@ -39,7 +39,7 @@ def check_modality(
 
 
 def check_modalities(owner: str, modalities: object, *, fewest: int = 1) -> dict[str, int]:
-    """Refuse declared modalities that nothing can be built from, and copy the rest."""
+    """Return the declared modalities as a dict; refuse invalid names, widths and types."""
     declared = _pairs(modalities)
     if declared is None:
         raise ValueError(
@@ -61,21 +61,18 @@ def check_modalities(owner: str, modalities: object, *, fewest: int = 1) -> dict
 
 
 def _pairs(modalities: object) -> list[tuple[Any, Any]] | None:
-    """Return names and widths, or `None` where there are none to see."""
+    """Return pairs of name and width, or ``None`` if the value has another form."""
     if isinstance(modalities, Mapping):
         return list(cast("Mapping[Any, Any]", modalities).items())
     if isinstance(modalities, str) or not isinstance(modalities, Sequence):
         return None
-    pairs: list[tuple[Any, Any]] = []
-    for pair in cast("Sequence[Any]", modalities):
-        if not isinstance(pair, list | tuple) or len(cast("Sequence[Any]", pair)) != 2:
-            return None
-        pairs.append(tuple(cast("Sequence[Any]", pair)))
-    return pairs
+    pairs = cast("Sequence[Any]", modalities)
+    fits = all(isinstance(x, list | tuple) and len(cast("Sequence[Any]", x)) == 2 for x in pairs)
+    return [tuple(pair) for pair in pairs] if fits else None
 
 
 def check_factory(owner: str, argument: str, factory: object) -> None:
-    """Refuse what does not make a module."""
+    """Refuse a value that is not a function which makes a module."""
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ValueError(
             f"{owner}: expected `{argument}` to be a function without arguments that makes a "
@@ -84,7 +81,7 @@ def check_factory(owner: str, argument: str, factory: object) -> None:
 
 
 def check_part(owner: str, argument: str, part: object) -> nn.Module:
-    """Refuse what a factory made if it is no module, and return the module."""
+    """Return the result of a factory if it is a module; otherwise raise."""
     if not isinstance(part, nn.Module):
         raise ValueError(
             f"{owner}: expected `{argument}()` to make an nn.Module, got {type(part).__name__}."

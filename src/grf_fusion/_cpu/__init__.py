@@ -1,1 +1,1 @@
-"""What eager mode computes faster than PyTorch's own layers: on the CPU, and rows for a GPU."""
+"""Faster implementations for eager mode: layers on the CPU, and padded batches on any device."""

@@ -1,9 +1,9 @@
-"""Dropout whose random bits cost little and are drawn again instead of being kept.
+"""Faster dropout on the CPU, which recomputes its mask in the backward pass.
 
 On the CPU PyTorch draws a Bernoulli number for each entry, which takes longer than the layers
-around it, and keeps the mask until the backward pass. Here an entry takes 16 of the 64 bits of one
-draw, and the backward pass draws them again from the same seed: a training step of workload A of
-the benchmarks takes 13 % less time. Elsewhere it is `torch`'s dropout.
+around it, and saves the mask for the backward pass. Our dropout uses 16 of the 64 bits of a draw
+per entry and saves only the seed. A training step of workload A of the benchmarks takes 13 % less
+time. Other devices use PyTorch's dropout.
 """
 
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ from typing_extensions import override
 from grf_fusion._checks.tracing import is_plain_call, is_untouched
 from grf_fusion._cpu.formula import Formula
 
-# Entries that are worked on at a time: with a few such buffers a processor's cache is well used.
+# Entries that are processed at a time; a few buffers of this size fit into a processor's cache.
 TILE = 2**17
-# Below this number of entries PyTorch's own operations are faster than a tile is set up.
+# Below this number of entries PyTorch's own operations take less time than setting up a tile.
 FEW = 2**13
 LANES = 2**16
 
 
 class DropoutMask:
-    """Draws which entries are kept, the same ones for the same seed and order of calls.
+    """Random masks of kept entries, which depend only on the seed and the order of calls.
 
-    The probability is rounded to a multiple of 2**-16. What is kept is multiplied by ``scale``,
+    The probability is rounded to a multiple of 2**-16. Callers multiply kept entries by ``scale``,
     ``1 / (1 - probability)``.
     """
 
@@ -40,19 +40,19 @@ class DropoutMask:
         """Fill a contiguous tensor with 1 where an entry is kept and 0 where it is dropped."""
         number = out.numel()
         words = torch.empty(-(-number // 4), dtype=torch.int64, device=out.device)
-        # With no upper end all 64 bits are random; random_() alone leaves the sign at 0.
+        # Without an upper bound all 64 bits are random; random_() alone leaves the sign bit at 0.
         words.random_(-(2**63), None, generator=self.generator)
         torch.ge(words.view(torch.int16)[:number], self.lowest, out=out.view(-1))
         return out
 
 
 def draw_seed() -> int:
-    """Draw a seed from PyTorch's generator, which `torch.manual_seed` and checkpointing govern."""
+    """Draw a seed from PyTorch's generator, so that `torch.manual_seed` and checkpoints apply."""
     return int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
 def drop(dropout: nn.Dropout, values: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Return ``residual + dropout(values)``, without a residual ``dropout(values)``."""
+    """Return ``residual + dropout(values)``, or ``dropout(values)`` without a residual."""
     if type(dropout) is nn.Dropout and is_untouched(dropout):
         if not dropout.training or dropout.p == 0.0:
             return values if residual is None else residual + values
@@ -63,7 +63,7 @@ def drop(dropout: nn.Dropout, values: Tensor, residual: Tensor | None = None) ->
 
 
 class _Drop(Formula):
-    """``residual + dropout(values)``; nothing but the seed is kept for the backward pass."""
+    """``residual + dropout(values)``, which saves only the seed for the backward pass."""
 
     @override
     @staticmethod
@@ -88,11 +88,11 @@ class _Drop(Formula):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        # With the same seed, and so that it can be differentiated again.
+        # The same seed gives the same mask, and a `Formula` can be differentiated again.
         dropped = _Drop.call(gradient, None, ctx.probability, ctx.seed)
         return dropped, gradient if ctx.residual else None, None, None
 
 
 def spans(number: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Cut ``range(number)`` into pieces of at most ``longest``."""
+    """Split ``range(number)`` into spans of at most ``longest``."""
     return ((start, min(start + longest, number)) for start in range(0, number, longest))

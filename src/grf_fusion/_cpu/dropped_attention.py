@@ -1,9 +1,9 @@
-"""Attention with dropout, tile by tile in eager mode on the CPU.
+"""Attention with dropout for eager mode on the CPU, computed tile by tile.
 
-A tile of the scores stays in the processor's cache. None is kept: the backward pass computes them
-again, which costs less than writing them to memory and reading them back, and draws the bits of
-dropout again from their seed. On workload A of the benchmarks in the paper's form a training step
-with dropout is 1.36 times as fast as with PyTorch's attention, and takes a third of the memory.
+A tile of the scores stays in the processor's cache. The backward pass recomputes the tiles, and the
+dropout masks from their seed, which costs less than writing them to memory and reading them back.
+On workload A of the benchmarks in the paper's form, a training step with dropout is 1.36 times as
+fast as with PyTorch's attention and takes a third of the memory.
 """
 
 import math
@@ -22,13 +22,13 @@ DENSE = torch.contiguous_format
 
 
 class Group(NamedTuple):
-    """Samples that lie one after the other in the rows, with equally many rows each.
+    """Consecutive samples in packed rows, with the same number of rows each.
 
     Attributes:
-        samples: How many.
-        rows: Where their rows start and end.
-        allowed: ``(samples, 1, 1, time)`` bool: steps that may be read, ``None`` for all; of a
-            sample without a real step all, so that no softmax runs over nothing.
+        samples: Number of samples.
+        rows: First row of the group, and the row after its last.
+        allowed: ``(samples, 1, 1, time)`` bool: steps to attend to, ``None`` for all. For a sample
+            without a real step every entry is True, to avoid a softmax over no step.
     """
 
     samples: int
@@ -36,43 +36,42 @@ class Group(NamedTuple):
     allowed: Tensor | None
 
     def cut(self, rows: Tensor) -> Tensor:
-        """Return their rows as ``(samples, time, ...)``."""
+        """Return the rows of the group as ``(samples, time, ...)``."""
         start, end = self.rows
         return _unflatten(rows[start:end], self.samples)
 
     def by_head(self, rows: Tensor) -> Tensor:
-        """Return their rows as ``(samples heads, time, head_dim)``."""
+        """Return the rows of the group as ``(samples heads, time, head_dim)``."""
         return self.cut(rows).transpose(1, 2).flatten(0, 1)
 
     def write(self, by_head: Tensor, rows: Tensor) -> None:
-        """Put back into the rows what has the shape of `by_head`."""
+        """Write values with the shape that `by_head` returns into the rows of the group."""
         self.cut(rows).copy_(_unflatten(by_head, self.samples).transpose(1, 2))
 
     def bias(self, like: Tensor) -> Tensor | None:
-        """Return what is added to the scores of these keys, ``(samples heads, 1, time)``."""
+        """Return the bias for the scores of these keys, ``(samples heads, 1, time)``."""
         if self.allowed is None:
             return None
-        heads = like.shape[1]
-        allowed = self.allowed.expand(-1, heads, -1, -1).flatten(0, 1)
+        allowed = self.allowed.expand(-1, like.shape[1], -1, -1).flatten(0, 1)
         return torch.zeros_like(allowed, dtype=like.dtype).masked_fill_(~allowed, -torch.inf)
 
 
-# Queries and keys of the same samples.
+# The queries and the keys of the same samples.
 Piece = tuple[Group, Group]
 
 
 def attend_with_dropout(
     q: Tensor, k: Tensor, v: Tensor, pieces: tuple[Piece, ...], dropout: float
 ) -> Tensor:
-    """Return ``dropout(softmax(q k^T / sqrt(head_dim))) v`` of each sample.
+    """Return ``dropout(softmax(q k^T / sqrt(head_dim))) v`` for each sample.
 
-    All are ``(rows, heads, head_dim)``. The pieces name every row, in order.
+    All tensors are ``(rows, heads, head_dim)``. The pieces cover every row, in order.
     """
     return _Attention.call(q, k, v, Plan(pieces, dropout, draw_seed()))
 
 
 class Plan(NamedTuple):
-    """What an attention is made of beside queries, keys and values."""
+    """Arguments of an attention other than queries, keys and values."""
 
     pieces: tuple[Piece, ...]
     dropout: float
@@ -114,7 +113,8 @@ class _Attention(Formula):
             of_query = torch.empty_like(query, memory_format=DENSE)
             of_key, of_value = (torch.zeros_like(x, memory_format=DENSE) for x in (key, value))
             for tile in _tiles(query, key, keep):
-                # Scores and what is kept are needed once each: their buffers hold gradients then.
+                # Scores and the dropout mask are needed once each; their buffers are then reused
+                # for gradients.
                 heads, rows, kept, of_weights, _ = tile
                 weights = tile.weigh(query, key, bias)
                 torch.bmm(upper[heads, rows], value[heads].transpose(1, 2), out=of_weights)
@@ -132,17 +132,10 @@ class _Attention(Formula):
 def _differentiable_gradients(
     saved: tuple[Tensor, ...], gradient: Tensor, plan: Plan
 ) -> tuple[Tensor | None, ...]:
-    """Return gradients that can be differentiated again: those of PyTorch's own operations."""
-    # Of aliases: one saved tensor may have been computed from another, as where steps share their
-    # weights, and a path between them is none of this formula's.
+    """Return gradients from PyTorch's own operations, which can be differentiated again."""
+    # One saved tensor may have been computed from another, for example if steps share weights.
+    # Aliases keep a path between the saved tensors out of these gradients.
     q, k, v = (tensor.view_as(tensor) for tensor in saved)
-    needed = [alias for alias in (q, k, v) if alias.requires_grad]
-    read = _attend_plainly(q, k, v, plan)
-    found = iter(torch.autograd.grad(read, needed, gradient, create_graph=True))
-    return tuple(next(found) if tensor.requires_grad else None for tensor in saved)
-
-
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
     keep = DropoutMask(plan.dropout, plan.seed)
     read: list[Tensor] = []
     for queries, keys in plan.pieces:
@@ -154,18 +147,20 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         weights = (scores if bias is None else scores + bias).softmax(dim=-1)
         of_piece = (weights * kept.detach() * keep.scale) @ value
         read.append(_unflatten(of_piece, queries.samples).transpose(1, 2).flatten(0, 1))
-    return torch.cat(read)
+    needed = [alias for alias in (q, k, v) if alias.requires_grad]
+    found = iter(torch.autograd.grad(torch.cat(read), needed, gradient, create_graph=True))
+    return tuple(next(found) if tensor.requires_grad else None for tensor in saved)
 
 
 class _Tile(NamedTuple):
-    """Some of the scores of a piece.
+    """A tile of the scores of a piece.
 
     Attributes:
-        heads: Which heads of its samples.
-        rows: Which queries of each.
+        heads: Its range along ``samples heads``.
+        rows: Its range of queries.
         kept: 1 where dropout keeps a weight, and 0 where it drops it.
-        scores: A buffer, of the shape of ``kept``.
-        weights: Another one.
+        scores: A buffer with the shape of ``kept``.
+        weights: Another buffer with this shape.
     """
 
     heads: slice
@@ -184,7 +179,7 @@ class _Tile(NamedTuple):
 
 
 def _tiles(query: Tensor, key: Tensor, keep: DropoutMask) -> Iterator[_Tile]:
-    """Cut the scores into tiles, of several heads only with all their rows, in the same buffers."""
+    """Split the scores into tiles that share buffers; a tile has several heads or part of one."""
     (number, rows, _), columns = query.shape, key.shape[1]
     heads, height = max(1, TILE // (rows * columns)), min(rows, max(1, TILE // columns))
     size = min(number, heads) * height * columns

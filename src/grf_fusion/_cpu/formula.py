@@ -1,4 +1,4 @@
-"""Functions that have a gradient of their own."""
+"""Base class of functions with a custom gradient."""
 
 from typing import cast
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Formula(torch.autograd.Function):
-    """A function with a gradient of its own; `call` is its `apply` with a type."""
+    """A function with a custom gradient; `call` is a typed `apply`."""
 
     @classmethod
     def call(cls, *given: object) -> Tensor:
-        """Compute it."""
+        """Compute the function."""
         return cast(Tensor, cls.apply(*given))  # pyright: ignore[reportUnknownMemberType]

@@ -1,4 +1,4 @@
-"""How the steps of a batch of sequences lie in memory, padded or packed, and what depends on it."""
+"""Memory layouts of a batch of sequences, padded or packed, and attention for each of them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast
@@ -12,19 +12,19 @@ from grf_fusion._cpu.dropped_attention import Group, attend_with_dropout
 from grf_fusion._cpu.rows import Rows, attend_dense, attend_rows, lay_out_rows, scatter, worth_rows
 from grf_fusion._inputs.masks import fill_masked, unmask_empty
 
-# A call of the attention kernel costs as much as this number of short padded steps, of steps in a
-# sequence of length LONG a quarter as many, and so on with the square.
+# A call of the attention kernel costs as much as STEPS_A_CALL padded steps in short sequences. The
+# cost of a padded step grows with the length, as (1 + length / LONG)**2.
 STEPS_A_CALL, LONG = 300, 50
-# Packing copies every row twice; it pays once this share of the steps is padding.
+# Packing copies every row twice. It pays off if more than this share of the steps is padding.
 WORTH_PACKING = 0.1
 
 
 class Padded(NamedTuple):
-    """Steps as rows ``(batch, time, dim)``; padding is computed too, and ignored.
+    """Steps as ``(batch, time, dim)``; padded steps are computed too, and ignored.
 
     Attributes:
         mask: ``(batch, time)`` bool: real steps, ``None`` for all.
-        one_step: Whether time is known to be 1; while tracing, only by construction.
+        one_step: Whether time is known to be 1; while tracing, only the options can guarantee it.
     """
 
     mask: Tensor | None
@@ -40,15 +40,15 @@ class Padded(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Real steps and little else as rows ``(rows, dim)``, in groups of samples.
+    """Steps as rows ``(rows, dim)``, with most padding removed, in groups of samples.
 
     Attributes:
-        groups: Where samples of similar length lie, real steps first and padded to the longest; the
-            same samples in whatever is packed together.
-        place: ``(rows,)``: where each row stands in ``(batch time)``.
-        sample: ``(rows,)``: the sample of each row.
-        padding: ``(rows,)`` bool: rows that are no real steps.
-        empty: ``(batch,)`` bool: samples without a real step, ``None`` where each has one.
+        groups: Groups of samples of similar length. In each sample real steps come first, padded
+            to the longest sample of the group. Sequences packed together have the same groups.
+        place: ``(rows,)``: position of each row in the flattened ``(batch time)``.
+        sample: ``(rows,)``: sample of each row.
+        padding: ``(rows,)`` bool: padded steps.
+        empty: ``(batch,)`` bool: samples without a real step, ``None`` if there are none.
         shape: ``(batch, time)``.
     """
 
@@ -61,7 +61,7 @@ class Packed(NamedTuple):
     one_step: bool = False
 
     def pack(self, steps: Tensor) -> Tensor:
-        """Return the rows."""
+        """Return the rows of ``(batch, time, dim)``."""
         return steps.flatten(0, 1).index_select(0, self.place)
 
     def unpack(self, rows: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ Layout = Padded | Packed | Rows
 def attend(
     q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, *, dropout: float
 ) -> Tensor:
-    """Let every query read the real keys of its sample; over nothing, it reads 0.
+    """Attend from each query to the real keys of its sample; without any, the result is 0.
 
-    Queries ``(..., heads, head_dim)`` are rows of the layout ``queries``, keys and values rows of
-    ``keys``, which is of the same kind.
+    Queries ``(..., heads, head_dim)`` have the layout ``queries``. Keys and values have the layout
+    ``keys``, of the same class.
     """
     if isinstance(keys, Packed):
         return _attend_packed(q, k, v, cast(Packed, queries), keys, dropout=dropout)
@@ -98,7 +98,7 @@ def attend(
         read = attend_with_dropout(flat_q, flat_k, flat_v, (piece,), dropout).view(q.shape)
     else:
         if allowed is not None and torch.compiler.is_compiling():
-            # ONNX's own attention, of opset 23, takes no mask that is broadcast over the queries.
+            # ONNX's attention operator (opset 23) cannot broadcast the mask over the queries.
             allowed = allowed.expand(-1, 1, q.shape[1], -1)
         read = attend_dense(q, k, v, allowed, dropout)
     return read if mask is None else read.masked_fill(~mask.any(dim=-1)[:, None, None, None], 0.0)
@@ -111,7 +111,7 @@ def _attend_packed(
         pieces = tuple(zip(queries.groups, keys.groups, strict=True))
         read = attend_with_dropout(q, k, v, pieces, dropout)
     else:
-        # Split at once: the gradient of a slice is as large as what it was cut from.
+        # One split, because the gradient of each slice would be as large as the whole tensor.
         cut = zip(_split(q, queries), _split(k, keys), _split(v, keys), keys.groups, strict=True)
         groups = [attend_dense(a, b, c, group.allowed, dropout) for a, b, c, group in cut]
         read = torch.cat([group.flatten(0, 1) for group in groups])
@@ -130,8 +130,8 @@ def _split(rows: Tensor, layout: Packed) -> list[Tensor]:
 def lay_out(steps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Packed] | list[Rows]:
     """Pack sequences ``(batch, time, dim)`` of the same samples.
 
-    On the CPU samples are put into groups, because a call of its own for each sample takes long;
-    elsewhere they are laid out as rows.
+    On the CPU, samples are grouped, because one attention call per sample would be slow. On other
+    devices they are laid out as rows.
     """
     if not groups_samples(steps[0].device):
         return [lay_out_rows(x, mask) for x, mask in zip(steps, masks, strict=True)]
@@ -150,10 +150,10 @@ def lay_out(steps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Pac
 
 
 def _group(lengths: list[tuple[int, ...]]) -> Iterator[list[int]]:
-    """Put samples together as long as padding them costs less than a call of their own."""
+    """Group samples as long as padding a sample costs less than a separate attention call."""
     group: list[int] = []
-    # Longest and total of each sequence: to look at the whole group for every sample that comes
-    # takes longer than the padding it saves, from some hundred samples on.
+    # Maximum and sum of the lengths of each sequence, updated per sample. For hundreds of samples,
+    # recomputing them from the whole group would take longer than grouping saves.
     longest = total = [0 for _ in lengths[0]] if lengths else []
     for sample in sorted(range(len(lengths)), key=lambda sample: -sum(lengths[sample])):
         own = lengths[sample]
@@ -171,7 +171,7 @@ def _group(lengths: list[tuple[int, ...]]) -> Iterator[list[int]]:
 def _place(
     shape: torch.Size, mask: Tensor | None, count: Tensor, order: Tensor, lengths: list[list[int]]
 ) -> Packed:
-    """Lay out one sequence, whose ``lengths`` are in groups and in ``order``."""
+    """Lay out one sequence, given the samples in the ``order`` of the groups and their lengths."""
     batch, time = shape
     device = order.device
     longest = [max(1, *group) for group in lengths]
@@ -183,7 +183,7 @@ def _place(
     padding = step >= count[sample]
     readable = ~padding | (count == 0)[sample]
     if mask is not None:
-        # Real steps first, in their order.
+        # Real steps come first and keep their order.
         step = mask.sort(dim=1, descending=True, stable=True).indices[sample, step]
     groups: list[Group] = []
     start = 0
@@ -198,9 +198,9 @@ def _place(
 
 
 def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the real steps of each sample first and cut off what is padding of all.
+    """Move the real steps of each sample to the front, and cut to the longest sample.
 
-    Returns the steps, their mask, and where each stood, ``(batch, time)``.
+    Returns the steps, their mask, and their original positions, ``(batch, time)``.
     """
     longest = max(1, int(mask.sum(dim=1).max()))
     order = mask.sort(dim=1, descending=True, stable=True).indices[:, :longest]
@@ -209,14 +209,14 @@ def real_first(steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def groups_samples(device: torch.device) -> bool:
-    """Whether samples are packed in groups there."""
+    """Whether `lay_out` packs samples in groups on this device."""
     return device.type == "cpu"
 
 
 def worth_packing(
     masks: Sequence[Tensor | None], *, packing: bool | Literal["auto"], width: int
 ) -> bool:
-    """Whether enough of the steps, of ``width`` numbers each, is padding, or the user says so."""
+    """Whether to pack: on request, or if enough steps, of ``width`` numbers each, are padded."""
     given = [mask for mask in masks if mask is not None]
     if given and is_captured(given[0].device):
         return False

@@ -1,7 +1,7 @@
 """The real steps of a batch as rows, for a network per step whose results are pooled.
 
-With it a training step of the default form on workload A of the benchmarks, where 40 % of the steps
-are padding, takes less than two thirds of the time.
+On workload A of the benchmarks, where 40 % of the steps are padded, a training step of the default
+form takes less than two thirds of the time.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 class RealSteps(NamedTuple):
-    """Where the rows lie; a sample without a real step has none.
+    """Positions of the real steps; a sample without a real step has no rows.
 
     Attributes:
-        place: ``(rows,)``: where each row stands in ``(batch time)``.
-        sample: ``(rows,)``: the sample of each row.
-        step: ``(rows,)``: which step of the sample it is.
-        lengths: ``(batch, 1)``: real steps of each sample.
+        place: ``(rows,)``: position of each row in the flattened ``(batch time)``.
+        sample: ``(rows,)``: sample of each row.
+        step: ``(rows,)``: index of each row along time.
+        lengths: ``(batch, 1)``: number of real steps of each sample.
     """
 
     place: Tensor
@@ -36,8 +36,8 @@ class RealSteps(NamedTuple):
 
     def max(self, rows: Tensor) -> Tensor:
         """Maximum over the real steps, ``(batch, dim)``; 0 if a sample has none."""
-        # Not 0: the gradient is shared with what the maximum starts from where both are equal. The
-        # fused `segment_reduce` is faster, and cannot be differentiated twice.
+        # The start is not 0, because a maximum of 0 would share its gradient with it. The fused
+        # `segment_reduce` is faster but cannot be differentiated twice.
         start = rows.new_full((len(self.lengths), rows.shape[1]), -torch.inf)
         sample = self.sample.unsqueeze(1).expand_as(rows)
         largest = start.scatter_reduce(0, sample, rows, "amax")
@@ -45,6 +45,6 @@ class RealSteps(NamedTuple):
 
 
 def find_real_steps(mask: Tensor) -> RealSteps:
-    """Return where the real steps of a mask ``(batch, time)`` lie; reads its values."""
+    """Find the real steps of a mask ``(batch, time)``; on a GPU this forces a host-device sync."""
     sample, step = mask.nonzero(as_tuple=True)
     return RealSteps(sample * mask.shape[1] + step, sample, step, mask.sum(dim=1, keepdim=True))

@@ -1,8 +1,8 @@
-"""Real steps as rows without any padding, laid out without waiting for the device.
+"""Real steps as rows without any padding, laid out without a host-device sync.
 
-The layout for a GPU: every product, norm and activation runs on the real steps alone, and
-attention with many queries runs on sequences of unequal lengths where PyTorch has a kernel for it.
-The numbers of rows come from the host, see `mask_from_lengths`.
+This is the layout for GPUs. Every product, norm and activation runs on real steps only, and
+attention with many queries uses PyTorch's kernel for unequal lengths where there is one. The
+numbers of rows come from the host, see `mask_from_lengths`.
 """
 
 import functools
@@ -19,23 +19,23 @@ from grf_fusion._cpu.formula import Formula
 from grf_fusion._inputs.lengths import known_lengths
 from grf_fusion._inputs.masks import unmask_empty
 
-# Packing launches some twenty kernels more; it pays once the steps left out hold so many numbers.
+# Packing launches about twenty more kernels. It pays off if it skips this many numbers.
 WORTH_LAUNCHES = 2**20
-# Of `torch.nn.attention.varlen`.
+# Limits of `torch.nn.attention.varlen`.
 KERNEL_TYPES = (torch.float16, torch.bfloat16)
 WIDEST_HEAD = 256
 
 
 class Rows(NamedTuple):
-    """Real steps as rows ``(rows, dim)``, sample after sample, at least one row each.
+    """Real steps as rows ``(rows, dim)``, sample by sample, with at least one row per sample.
 
     Attributes:
-        place: ``(rows,)``: where each row stands in ``(batch time)``.
-        sample: ``(rows,)``: the sample of each row.
-        offsets: ``(batch + 1,)`` int32: the first row of each sample, and the number of rows.
-        longest: Most rows of a sample.
-        mask: ``(batch, time)`` bool: real steps, ``None`` where every row is one, and each sample
-            has some.
+        place: ``(rows,)``: position of each row in the flattened ``(batch time)``.
+        sample: ``(rows,)``: sample of each row.
+        offsets: ``(batch + 1,)`` int32: the first row of each sample, then the number of rows.
+        longest: Largest number of rows of a sample.
+        mask: ``(batch, time)`` bool: real steps; ``None`` if every sample is known to have one, so
+            that all rows are real steps.
         shape: ``(batch, time)``.
     """
 
@@ -48,10 +48,10 @@ class Rows(NamedTuple):
     one_step: bool = False
 
     def pack(self, steps: Tensor) -> Tensor:
-        """Return the rows."""
+        """Return the rows of ``(batch, time, dim)``."""
         if is_transformed():
             return steps.flatten(0, 1).index_select(0, self.place)
-        # The gradient of `index_select` adds row after row, although no two meet.
+        # The gradient of `index_select` adds row by row, although no place occurs twice.
         return _Pack.call(steps, self.place)
 
     def unpack(self, rows: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _Pack(Formula):
 
 
 class _Spread(Formula):
-    """Values of samples to rows; the gradient sums padded steps, whose order never changes."""
+    """Give each row the value of its sample; the gradient sums in a deterministic order."""
 
     @override
     @staticmethod
@@ -104,7 +104,7 @@ class _Spread(Formula):
 
 
 def scatter(rows: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Put rows in their place in ``(batch, time, ...)``, with 0 elsewhere."""
+    """Write rows to their places in ``(batch, time, ...)``, with 0 in all other places."""
     batch, time = shape
     steps = rows.new_zeros(batch * time, *rows.shape[1:]).index_copy_(0, place, rows)
     return steps.reshape(batch, time, *rows.shape[1:])
@@ -113,7 +113,7 @@ def scatter(rows: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
 def attend_rows(
     q: Tensor, k: Tensor, v: Tensor, queries: Rows, keys: Rows, *, dropout: float
 ) -> Tensor:
-    """Do what `attend` does, for queries and keys ``(rows, heads, head_dim)``."""
+    """Attend as `attend` does, for queries and keys ``(rows, heads, head_dim)``."""
     kernel = varlen_kernel(q, dropout)
     if kernel is None:
         padded = queries.unpack(q), keys.unpack(k), keys.unpack(v)
@@ -144,7 +144,7 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropou
 
 
 def varlen_kernel(q: Tensor, dropout: float) -> Callable[..., Tensor] | None:
-    """Return PyTorch's attention over sequences of unequal lengths, where it can compute this."""
+    """Return PyTorch's attention for sequences of unequal lengths, if it supports these queries."""
     if dropout > 0.0 or q.device.type != "cuda" or q.dtype not in KERNEL_TYPES:
         return None
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= WIDEST_HEAD
@@ -156,7 +156,7 @@ def varlen_kernel(q: Tensor, dropout: float) -> Callable[..., Tensor] | None:
 @functools.cache
 def _varlen() -> Callable[..., Tensor] | None:
     try:
-        # Newer than the oldest PyTorch that this library runs with.
+        # The oldest PyTorch that we support does not have this module.
         from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
     except ImportError:
         return None
@@ -164,7 +164,7 @@ def _varlen() -> Callable[..., Tensor] | None:
 
 
 def lay_out_rows(steps: Tensor, mask: Tensor | None) -> Rows:
-    """Lay out a sequence ``(batch, time, dim)``; waits for the device if its mask is not known."""
+    """Lay out a sequence ``(batch, time, dim)``; a mask of unknown lengths forces a sync."""
     batch, time, _ = steps.shape
     device = steps.device
     known = None if mask is None else known_lengths(mask)
@@ -176,11 +176,11 @@ def lay_out_rows(steps: Tensor, mask: Tensor | None) -> Rows:
     else:
         lengths, exact = mask.sum(dim=1), True
         host = tuple(cast("list[int]", lengths.tolist()))  # pyright: ignore[reportUnknownMemberType]
-        # Real steps first, in their order.
+        # Real steps come first and keep their order.
         order = mask.sort(dim=1, descending=True, stable=True).indices
     rows = [max(1, length) for length in host]
     sizes = lengths.clamp(min=1)
-    # With the number of rows at hand it does not wait for the device.
+    # With the number of rows given, this needs no host-device sync.
     sample = torch.repeat_interleave(sizes, output_size=sum(rows))
     ends = sizes.cumsum(0)
     step = torch.arange(len(sample), device=device) - (ends - sizes).index_select(0, sample)
@@ -197,9 +197,9 @@ def lay_out_rows(steps: Tensor, mask: Tensor | None) -> Rows:
 
 
 def worth_rows(masks: Sequence[Tensor], width: int, *, share: float) -> bool:
-    """Whether the host knows all lengths, and at least this share of the steps is padding.
+    """Whether the host knows all lengths, and more than this share of the steps is padded.
 
-    The masks are on a device that must not be waited for; a step holds ``width`` numbers.
+    The masks are not read, which would force a host-device sync. A step has ``width`` numbers.
     """
     real = 0
     for mask in masks:

@@ -1,1 +1,1 @@
-"""What comes in: a call, its masks and positions, and what projects the features."""
+"""Inputs of a fusion: checks of a call, masks, positions, projections, and `collate`."""

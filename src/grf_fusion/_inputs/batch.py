@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
         Args:
             device: The device.
-            non_blocking: Whether copies from pinned memory may run while the host goes on.
+            non_blocking: Whether copies from pinned memory may be asynchronous.
 
         Returns:
             A new batch. Tensors that are already on the device are shared.
@@ -57,6 +57,6 @@ class Batch(NamedTuple):
         )
 
 
-# Pickled under the name that users know; `torch.load` otherwise refuses it by default.
+# Pickled under its public name, and registered because `torch.load` refuses other classes.
 Batch.__module__ = "grf_fusion"
 torch.serialization.add_safe_globals([Batch])  # pyright: ignore[reportUnknownMemberType]

@@ -1,7 +1,7 @@
-"""Checks of what a fusion is called with, with `ShapeError`.
+"""Checks of the arguments of a fusion's ``forward`` and ``step``, with `ShapeError`.
 
-``owner`` is who refuses, ``declared`` the width of each modality in declared order, and ``like`` a
-parameter that tells dtype and device.
+``owner`` is the class that the message names, ``declared`` maps each modality to its width in
+declared order, and ``like`` is a parameter with the expected dtype and device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ class Arrival(NamedTuple):
 
     Attributes:
         features: ``(batch, time, d_k)``.
-        mask: ``(batch, time)`` bool, ``None`` for all real.
-        present: ``(batch,)`` bool, ``None`` for all present.
-        absent: Whether no features were given, so that no sample has it.
+        mask: ``(batch, time)`` bool: real steps, ``None`` for all.
+        present: ``(batch,)`` bool: samples that have the modality, ``None`` for all.
+        `absent`: Whether no features were given, which means that no sample has the modality.
     """
 
     features: Tensor
@@ -36,30 +36,30 @@ class Arrival(NamedTuple):
     absent: bool = False
 
     def presence(self) -> Tensor:
-        """Return which samples have at least one real step, ``(batch,)`` bool."""
+        """Return ``(batch,)`` bool: samples with at least one real step."""
         here, features = self.present, self.features
         if here is None:
             here = torch.ones(features.shape[0], dtype=torch.bool, device=features.device)
         return here if self.mask is None else here & self.mask.any(dim=1)
 
     def presence_or_none(self) -> Tensor | None:
-        """Return the same, ``None`` where every sample is known to have it."""
+        """Return `presence`, or ``None`` if there is neither a mask nor ``present``."""
         return None if self.mask is None and self.present is None else self.presence()
 
 
 def absent(batch: int, dim: int, like: Tensor) -> Arrival:
-    """Return a modality of ``dim`` features that no sample has: one empty step.
+    """Return a modality that no sample has, as one step of ``dim`` zeros.
 
-    Instead of no step, so that every parameter stays in the graph with a zero gradient, and the
+    With one step instead of none, every parameter stays in the graph with a zero gradient, and all
     ranks of a distributed job run the same modules in the same order.
     """
     features = torch.zeros(batch, 1, dim, device=like.device, dtype=like.dtype)
-    nobody = torch.zeros(batch, dtype=torch.bool, device=like.device)
-    return Arrival(features, None, nobody, absent=True)
+    present = torch.zeros(batch, dtype=torch.bool, device=like.device)
+    return Arrival(features, None, present, absent=True)
 
 
 def check_order(owner: str, order: object, declared: Sequence[str]) -> tuple[str, ...]:
-    """Return the order of fusion, a permutation of the declared names, which is the default."""
+    """Return the order of fusion: a permutation of the declared names, by default their order."""
     if order is None:
         return tuple(declared)
     if isinstance(order, str) or not isinstance(order, Sequence):
@@ -100,9 +100,9 @@ def check_features(
     batch: int | None,
     like: Tensor,
 ) -> Arrival | None:
-    """Check one modality's features and mask, ``None`` if there are none.
+    """Check one modality's features and mask; return ``None`` if both are ``None``.
 
-    ``batch`` is the number of samples, ``None`` if this modality decides it.
+    ``batch`` is the expected number of samples, ``None`` if it is not known yet.
     """
     if features is None:
         if mask is not None:
@@ -137,7 +137,7 @@ def check_step(
     batch: int | None,
     like: Tensor,
 ) -> Arrival:
-    """Check one modality that comes alone."""
+    """Check the arguments of `GatedRecurrentFusion.step`."""
     arrival = check_features(
         owner, "features", features, "mask", mask, dim=dim, batch=batch, like=like
     )
@@ -163,23 +163,18 @@ def check_call(
     like: Tensor,
     batch: int | None = None,
 ) -> dict[str, Arrival]:
-    """Check a forward pass, and return an arrival for each modality.
+    """Check the arguments of ``forward``, and return an arrival for each modality.
 
-    ``batch`` is the number of samples where it is known before.
+    ``batch`` is the expected number of samples, if another argument sets it.
     """
     given = check_mapping(owner, "features", features, declared)
     given_masks = check_mapping(owner, "masks", {} if masks is None else masks, declared)
     arrivals: list[Arrival | None] = []
     for name, dim in declared.items():
+        argument, mask_argument = f"features[{name!r}]", f"masks[{name!r}]"
+        values, mask = given.get(name), given_masks.get(name)
         arrival = check_features(
-            owner,
-            f"features[{name!r}]",
-            given.get(name),
-            f"masks[{name!r}]",
-            given_masks.get(name),
-            dim=dim,
-            batch=batch,
-            like=like,
+            owner, argument, values, mask_argument, mask, dim=dim, batch=batch, like=like
         )
         arrivals.append(arrival)
         if batch is None and arrival is not None:
@@ -203,22 +198,22 @@ def check_call(
 
 
 def presence_matrix(arrivals: Mapping[str, Arrival]) -> Tensor:
-    """Return which samples have which modality, ``(batch, modalities)`` bool."""
+    """Return ``(batch, modalities)`` bool: which samples have which modality."""
     return torch.stack([arrival.presence() for arrival in arrivals.values()], dim=1)
 
 
 def check_present(
     owner: str, present: object, *, batch: int, device: torch.device, **axes: int
 ) -> Tensor:
-    """Return ``present`` of shape ``(batch, **axes)`` as bool."""
+    """Check ``present``, of shape ``(batch, **axes)``, and return it as bool."""
     return as_mask(owner, "present", present, device, batch=batch, **axes)
 
 
 def check_names(
     owner: str, argument: str, names: Sequence[object], declared: Sequence[str]
 ) -> None:
-    """Refuse names that are not declared; some may be missing."""
-    # Compared as strings only: an array is equal to nothing as a whole, and says so by an error.
+    """Refuse names that are not declared; not every declared name has to occur."""
+    # Only strings are compared: comparing a string with an array gives no single truth value.
     given = {name for name in names if isinstance(name, str)}
     unexpected = [name for name in names if not isinstance(name, str) or name not in declared]
     if unexpected:
@@ -232,7 +227,7 @@ def check_names(
 def check_mapping(
     owner: str, argument: str, value: object, declared: Mapping[str, int]
 ) -> Mapping[str, object]:
-    """Return a mapping by modality."""
+    """Refuse a value that is not a mapping from declared modalities."""
     if not isinstance(value, Mapping):
         raise ShapeError(
             f"{owner}: expected `{argument}` to map names to tensors, got {type(value).__name__}. "

@@ -116,26 +116,24 @@ def collate(
     for (name, given), count, length in zip(rows.items(), counts, lengths, strict=True):
         multiple = multiples.get(name, 1)
         time = -(-max(1, *count) // multiple) * multiple
-        if any(count):
-            features[name] = _pad(given, time, dtype, full=min(count) == time)
-        else:
-            features[name] = like.new_zeros(len(given), time, declared[name], dtype=dtype)
+        none = like.new_empty(0, declared[name])
+        empty = next((row[:0] for row in given if row is not None), none)
+        features[name] = _pad(given, empty, time, dtype, full=min(count) == time)
         masks[name] = torch.arange(time, device=like.device) < length
     present = (lengths.squeeze(2) > 0).T.contiguous()
     return Batch(features, masks, present, stacked)
 
 
 def _pad(
-    rows: Sequence[Tensor | None], time: int, dtype: torch.dtype | None, *, full: bool
+    rows: list[Tensor | None], empty: Tensor, time: int, dtype: torch.dtype | None, *, full: bool
 ) -> Tensor:
-    """Return ``(batch, time, dim)`` with zeros behind each row; some row is there."""
-    first = next(row for row in rows if row is not None)
-    empty = first.new_empty(0, first.shape[1])
+    """Return ``(batch, time, dim)``, each row padded with 0; ``empty`` replaces missing rows."""
     there = [empty if row is None else row for row in rows]
     if dtype is not None:
         there = [row.to(dtype) for row in there]
     if full:
         return there[0].unsqueeze(0) if len(there) == 1 else torch.stack(there)
-    # One row more, whose zeros take no memory, brings the others to their common length.
-    longest = there[0].new_zeros(1, 1).expand(time, first.shape[1])
+    # `pad_sequence` pads to the longest row, so that an extra row sets the length. It is expanded
+    # from one zero and takes no memory.
+    longest = there[0].new_zeros(1, 1).expand(time, empty.shape[1])
     return pad_sequence([*there, longest], batch_first=True)[:-1]

@@ -1,5 +1,5 @@
 # pyright: reportPrivateUsage=false
-"""What the host knows of a mask on another device, so that nothing has to wait for the device."""
+"""Lengths of masks that the host knows, so that reading them needs no host-device sync."""
 
 from typing import NamedTuple, cast
 
@@ -11,12 +11,12 @@ from grf_fusion._checks.tracing import can_read
 
 
 class Known(NamedTuple):
-    """Real steps of a mask ``(batch, time)``, in which they come first.
+    """Lengths of a mask ``(batch, time)`` whose real steps come first in each sample.
 
     Attributes:
-        host: Of each sample the number of its real steps.
+        host: Number of real steps of each sample.
         lengths: The same on the mask's device, ``(batch,)`` int64.
-        exact: Whether that is so of every sample; otherwise some may have no real step at all.
+        exact: Whether the lengths hold for all samples; otherwise some may have no real step.
     """
 
     host: tuple[int, ...]
@@ -30,21 +30,21 @@ class _Noted(NamedTuple):
     pointer: int
 
 
-# Beside the masks, not on them: an attribute would go along into copies that are edited later.
+# A table instead of an attribute of the mask: copies, which may be edited later, would keep it.
 _noted = cast("dict[Tensor, _Noted]", WeakTensorKeyDictionary())
 
 
 def note_lengths(mask: Tensor, known: Known) -> None:
-    """Note what a new mask was made from, until it is changed; it must not be an inference tensor.
+    """Note the lengths of a new mask until it is changed; it must not be an inference tensor.
 
-    PyTorch counts the changes of a tensor, through its views too. It does not count those made
-    through ``.data``, which autograd does not see either.
+    Changes are detected by PyTorch's version counter, which views share. Changes made through
+    ``.data`` are not detected, neither here nor by autograd.
     """
     _noted[mask] = _Noted(known, mask._version, mask.data_ptr())  # noqa: SLF001
 
 
 def known_lengths(mask: Tensor) -> Known | None:
-    """Return what the host knows of a mask, ``None`` for nothing, as while tracing."""
+    """Return the noted lengths of a mask; ``None`` if there are none, and while tracing."""
     if not can_read(mask) or type(mask) is not Tensor:
         return None
     noted = _noted.get(mask)
@@ -54,11 +54,16 @@ def known_lengths(mask: Tensor) -> Known | None:
 
 
 def restrict(mask: Tensor, samples: Tensor) -> Tensor:
-    """Return ``mask & samples``, ``(batch, time)`` and ``(batch, 1)``: nothing of other samples."""
+    """Return ``mask & samples`` and keep the noted lengths.
+
+    Shape:
+        - mask: ``(batch, time)``
+        - samples: ``(batch, 1)``, or expanded along time
+    """
     known = known_lengths(mask)
     if known is None:
         return mask & samples
-    # Changes of inference tensors are not counted.
+    # PyTorch does not count changes of inference tensors.
     with torch.inference_mode(mode=False):
         both = mask & samples
     note_lengths(both, known._replace(exact=False))

@@ -17,10 +17,9 @@ def mask_from_lengths(
 ) -> Tensor:
     """Convert lengths to a mask, ``True`` = real.
 
-    With ``lengths`` on the CPU and ``device="cuda"`` nothing waits for the GPU, and real steps can
-    be computed without padding there (``packing`` of `SymmetricCrossAttentionBlock`): the host
-    knows how many there are for as long as the mask is used as returned. A changed mask, a copy
-    and a slice are masks like any other.
+    With ``lengths`` on the CPU and ``device="cuda"``, no host-device sync is needed, and padded
+    steps can be skipped on the GPU (``packing`` of `SymmetricCrossAttentionBlock`). The host knows
+    the lengths only of the mask as returned; a changed mask, a copy or a slice is an ordinary mask.
 
     Args:
         lengths: Number of real steps of each sample, integers from 0 to ``max_length``.
@@ -65,10 +64,10 @@ def mask_from_lengths(
             f"{owner}: expected `lengths` between 0 and max_length={max_length}, "
             f"got {min(host)} to {max(host)}."
         )
-    # Changes of inference tensors are not counted, and no one could tell whether this is as noted.
+    # PyTorch does not count changes of inference tensors; a change of the mask would go unnoticed.
     with torch.inference_mode(mode=False):
-        # From memory of our own, which nobody changes before it is copied, and pinned: a copy from
-        # other memory waits for the device.
+        # The copy is asynchronous only from pinned memory. The memory is our own because a user
+        # could change `lengths` before the copy is done.
         pinned = torch.tensor(
             host, dtype=torch.int64, device="cpu", pin_memory=place.type == "cuda"
         )
@@ -81,7 +80,7 @@ def mask_from_lengths(
 def as_mask(
     owner: str, argument: str, value: object, device: torch.device, **axes: int | None
 ) -> Tensor:
-    """Return a bool or integer 0/1 mask of these axes as bool, or raise `ShapeError`."""
+    """Return a bool or integer 0/1 mask with these axes as bool, or raise `ShapeError`."""
     mask = expect_tensor(owner, argument, value)
     hint = " A mask holds one truth value an entry, True = real."
     expect_shape(owner, argument, mask, axes, hint)
@@ -104,7 +103,7 @@ def as_mask(
 
 
 def is_integer(tensor: Tensor) -> bool:
-    """Whether entries are integers that PyTorch computes with; a bool is none."""
+    """Whether the dtype is an integer type that supports arithmetic; bool is not one."""
     return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -129,13 +128,14 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean(dim=1)
     count = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    # As `mean` does it: a sum of some thousand steps is beyond float16, their mean is not.
+    # A float16 sum over a few thousand steps overflows, but the mean does not. `torch.mean` sums in
+    # float32 for the same reason.
     mean = fill_masked(values, mask).sum(dim=1, dtype=WIDER.get(values.dtype)) / count
     return mean if mean.dtype == values.dtype else mean.to(values.dtype)
 
 
 def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Maximum over the real steps; 0 where a sample has none.
+    """Maximum over the real steps; 0 if a sample has none.
 
     Shape:
         - values: ``(batch, time, dim)``
@@ -149,7 +149,10 @@ def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:
-    """Return None for a mask without padding, if reading it is free: on the CPU, not traced."""
+    """Return ``None`` for a CPU mask without padding, and any other mask unchanged.
+
+    A mask on another device is not read, because that would force a host-device sync.
+    """
     if mask is None or not can_read(mask) or mask.device.type != "cpu":
         return mask
     if type(mask) is not Tensor or is_transformed() or not bool(mask.all()):
@@ -160,8 +163,8 @@ def none_if_full(mask: Tensor | None) -> Tensor | None:
 def unmask_empty(mask: Tensor) -> Tensor:
     """Mark every step as real in rows without a real step.
 
-    The results of these rows are discarded. A softmax over no step would be NaN, and its gradient
-    would reach every parameter even through a discarded result.
+    The results of these rows are discarded. A softmax without any real step would be NaN, and its
+    gradient would make every parameter NaN even if the result is discarded.
     """
     return mask | ~mask.any(dim=-1, keepdim=True)
 

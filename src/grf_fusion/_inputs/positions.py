@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from grf_fusion._checks.tracing import is_transformed
+from grf_fusion._checks.tracing import is_captured, is_transformed
 
-# The longest table of each width, device and dtype: shared by all modules, part of none.
+# The longest table for each width, device and dtype, shared by all modules.
 _tables: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
 
@@ -21,19 +21,17 @@ def sinusoidal_positions(
         return _compute(length, dim, device, dtype)
     table = _tables.get((dim, device, dtype))
     if table is None or len(table) < length:
-        # A table made in inference mode could not be used in training.
+        # An inference tensor could not be used in training.
         with torch.inference_mode(mode=False):
             table = _compute(length, dim, device, dtype)
-        # Neither what stands for a tensor (under FakeTensorMode) nor what a CUDA graph owns is
-        # fit for others.
-        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if type(table) is Tensor and not capturing:
+        # Other calls cannot use a fake tensor or memory that a CUDA graph owns.
+        if type(table) is Tensor and not is_captured(device):
             _tables[dim, device, dtype] = table
     return table[:length]
 
 
 def _compute(length: int, dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # float32 angles would be wrong by 5e-4 at position 8,192; Apple's mps device has no float64.
+    # float32 angles are off by 5e-4 at position 8,192, but Apple's mps device has no float64.
     exact = torch.float32 if device.type == "mps" else torch.float64
     steps = torch.arange(length, device=device, dtype=exact)
     columns = torch.arange(0, dim, 2, device=device, dtype=exact)

@@ -1,4 +1,4 @@
-"""How features enter a fusion: filled, projected, and given positions."""
+"""Preparation of features for a fusion: fill padded steps with 0, project, add positions."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, cast
@@ -18,7 +18,7 @@ class Received(NamedTuple):
     """A modality of a batch.
 
     Attributes:
-        steps: ``(batch, time, dim)``, projected; an absent modality is one empty step.
+        steps: ``(batch, time, dim)``, projected; a missing modality has one masked step.
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         present: ``(batch,)`` bool: samples that have at least one real step.
     """
@@ -28,24 +28,24 @@ class Received(NamedTuple):
     present: Tensor
 
     def pool(self) -> Tensor:
-        """Return the mean of the real steps, ``(batch, dim)``, 0 for a sample without any."""
+        """Return the mean over the real steps, ``(batch, dim)``; 0 if a sample has none."""
         return masked_mean(self.steps, self.real)
 
 
 def fill(arrival: Arrival) -> tuple[Tensor, Tensor | None]:
-    """Return features and real steps, with zeros for whatever is not real."""
+    """Return features and the mask of real steps; padded and missing steps are 0."""
     features, real, present, _ = arrival
     if present is not None:
         column = present.unsqueeze(1).expand(features.shape[:2])
         real = column if real is None else restrict(real, column)
-    # Filled before it is projected: a NaN that is masked later has already met the weights.
+    # Fill before the projection: a NaN that is masked later still makes the weights' gradient NaN.
     return fill_masked(features, real), real
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
-    """Add PE, at least in the precision of ``like``, which is that of the parameters."""
+    """Add position encodings, in at least the precision of the parameter ``like``."""
     length, dim = sequence.shape[1:]
-    # A quantised projection has weights of another dtype than its result.
+    # The weights of a quantised projection differ in dtype from its result.
     dtype = torch.promote_types(sequence.dtype, like.dtype)
     return sequence + sinusoidal_positions(length, dim, device=like.device, dtype=dtype)
 
@@ -60,12 +60,12 @@ def make_projections(
 
 
 def weight_of(projections: nn.ModuleDict) -> Tensor:
-    """Return a parameter that tells dtype and device."""
+    """Return a parameter from which dtype and device of a fusion are read."""
     return cast(nn.Linear, next(iter(projections.values()))).weight
 
 
 def project_all(projections: nn.ModuleDict, arrivals: Mapping[str, Arrival]) -> dict[str, Received]:
-    """Project every modality, in declared order, with zeros for whatever is not real."""
+    """Project every modality, in declared order, after filling padded and missing steps with 0."""
     received: dict[str, Received] = {}
     for name, arrival in arrivals.items():
         features, real = fill(arrival)
@@ -74,7 +74,7 @@ def project_all(projections: nn.ModuleDict, arrivals: Mapping[str, Arrival]) -> 
 
 
 def join(parts: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    """Lay sequences one after the other.
+    """Concatenate sequences and their masks along time.
 
     Shape:
         - parts: ``(batch, time_k, dim)`` each
@@ -92,6 +92,6 @@ def join(parts: list[Tensor], masks: list[Tensor | None]) -> tuple[Tensor, Tenso
 
 
 def clear_empty(fused: Tensor, parts: Collection[Received]) -> Tensor:
-    """Give 0 to samples that have no modality at all."""
-    someone = torch.stack([part.present for part in parts], dim=1).any(dim=1)
-    return fused.masked_fill(~someone.unsqueeze(1), 0.0)
+    """Set the result of samples without any modality to 0."""
+    some = torch.stack([part.present for part in parts], dim=1).any(dim=1)
+    return fused.masked_fill(~some.unsqueeze(1), 0.0)

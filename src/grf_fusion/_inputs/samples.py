@@ -1,4 +1,4 @@
-"""Checks of the samples that `collate` is given, and of its options."""
+"""Checks of the samples and options of `collate`."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ Lengths = int | Mapping[str, int] | None
 
 
 def per_modality(argument: str, value: object, declared: Mapping[str, int]) -> dict[str, int]:
-    """Return a length by modality, for those that have one, or raise ValueError."""
+    """Return the length of each modality that has one, or raise ValueError."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -35,7 +35,7 @@ def per_modality(argument: str, value: object, declared: Mapping[str, int]) -> d
 
 
 def check_extras(extras: object, declared: Mapping[str, int]) -> list[str]:
-    """Return the keys to stack beside the modalities, or raise ValueError."""
+    """Return the other keys to stack, or raise ValueError."""
     if isinstance(extras, str) or not isinstance(extras, Sequence):
         raise ValueError(
             f"{OWNER}: expected `extras` to be a sequence of keys, got {extras!r}. "
@@ -51,7 +51,7 @@ def check_extras(extras: object, declared: Mapping[str, int]) -> list[str]:
 
 
 def check_samples(samples: object, declared: Mapping[str, int], extras: Sequence[str]) -> None:
-    """Refuse what is not a list of mappings, or whose keys are not the expected ones."""
+    """Refuse a value that is not a sequence of mappings with the expected keys."""
     known = [*declared, *extras]
     expected = frozenset(known)
     if not isinstance(samples, Sequence) or isinstance(samples, str):
@@ -83,9 +83,9 @@ def read(
     finite: bool,
     like: Tensor | None,
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """Return a modality's sequences, ``None`` for samples that lack it, and the batch's first.
+    """Return one modality's sequences, ``None`` for samples that lack it, and ``like``.
 
-    ``like`` is the first sequence of the modalities before, to be returned if there is one.
+    ``like`` is the first sequence of the batch over all modalities, ``None`` if none was read yet.
     """
     rows: list[Tensor | None] = []
     seen: tuple[torch.dtype, torch.device] | None = None
@@ -143,27 +143,27 @@ def _as_row(
 
 @cache
 def _tell_cut(name: str, longest: int) -> None:
-    """Warn once: what is cached is not done again."""
+    """Warn once per modality and length: the cache skips later calls."""
     warnings.warn(
         f"{OWNER}: sequences of {name!r} longer than max_length={longest} are cut.", stacklevel=5
     )
 
 
 def _misfit(rest: str, *place: int | str) -> ShapeError:
-    """Return the error about ``samples[number][name]``, or less of it."""
+    """Return an error about ``samples``, ``samples[number]`` or ``samples[number][name]``."""
     argument = "samples" + "".join(f"[{key!r}]" for key in place)
     return ShapeError(f"{OWNER}: expected `{argument}` {rest}")
 
 
 def _as_tensor(argument: str, value: object) -> Tensor:
-    """Return a tensor or a NumPy array as a tensor, which shares the array's memory if it can."""
+    """Return a tensor, or a NumPy array as a tensor that shares its memory where possible."""
+    # If NumPy has not been imported, the value cannot be an array.
     numpy: Any = sys.modules.get("numpy")
-    # Without NumPy there are no arrays.
     if numpy is None or not isinstance(value, numpy.ndarray):
         return expect_tensor(OWNER, argument, value)
     array: Any = value
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        # PyTorch has neither read-only tensors nor negative strides.
+        # PyTorch supports neither read-only tensors nor negative strides.
         array = array.copy()
     try:
         return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
@@ -175,7 +175,7 @@ def _as_tensor(argument: str, value: object) -> Tensor:
 
 
 def stack(key: str, values: list[Any]) -> Tensor | list[str]:
-    """Stack tensors, arrays and numbers, and list strings."""
+    """Stack tensors, arrays or numbers; return strings as a list."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         values = [value.item() if isinstance(value, numpy.generic) else value for value in values]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, linalg, nn
 from typing_extensions import override
 
-from grf_fusion._checks.tracing import is_transformed
-from grf_fusion._inputs.masks import can_read
+from grf_fusion._checks.tracing import can_read, is_transformed
 
 vector_norm = cast("Callable[..., Tensor]", linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
 
@@ -17,20 +16,20 @@ class FeatureScale(nn.Module):
     """Divide the features of a modality by their root mean square, measured once.
 
     The first training batch that has the modality sets the scale, over all real steps and features
-    of the batch; later batches and evaluation use the same number. So features that are a hundred
-    times larger give the same result, and the relative size of single steps is kept, which a norm
-    per step would remove. Before the first training batch the features pass unchanged.
+    of the batch; later batches and evaluation use the same number. Features that are a hundred
+    times larger therefore give the same result. Unlike a norm per step, the scale keeps the
+    relative size of steps. Before the first training batch the features pass unchanged.
 
-    The scale is one number that is set once, and not a running average: a training step that is
-    recomputed for the gradient gives the same numbers.
+    The scale is set once instead of being a running average. Recomputing a training step in the
+    backward pass therefore gives the same numbers.
     """
 
     rms: Tensor
 
     def __init__(self, *, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        # 0 until it is measured. With an axis: a compiler takes a float64 number without one for a
-        # constant of Python's, and drops what is written to it.
+        # 0 means not measured yet. The buffer has one axis because a compiler treats a float64
+        # scalar tensor as a Python constant and drops writes to it.
         self.register_buffer("rms", torch.zeros(1, device=device, dtype=dtype))
 
     @override
@@ -44,25 +43,23 @@ class FeatureScale(nn.Module):
         """
         if self.training:
             self._measure(features.detach(), real)
-        # Without its axis here, so that it does not widen the features' dtype under autocast.
+        # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
         return features / (self.rms + (self.rms == 0)).squeeze(0)
 
     @torch.no_grad()
     def _measure(self, features: Tensor, real: Tensor | None) -> None:
-        # Reading the number is free on the CPU only; elsewhere it is measured again and ignored,
-        # with as few kernels as possible.
-        if self._is_known() or is_transformed():
+        # Only on the CPU is the number read without a host-device sync. On other devices the scale
+        # is measured at every call, with as few kernels as possible, and ignored once it is set.
+        known = can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)
+        if known or is_transformed():
             return
         wide = torch.promote_types(features.dtype, torch.float32)
-        # In two steps: in one, Inductor makes a graph of its own for small batches.
+        # Two steps, because Inductor makes a separate graph for small batches with one norm.
         norms = vector_norm(features, dim=tuple(range(1, features.ndim)), dtype=wide)
         if real is None:
             norm = vector_norm(norms) * max(1, features.numel()) ** -0.5
         else:
-            # Padding is 0 and counts in neither.
+            # Padded steps are 0, so that they count only in the number of features.
             norm = vector_norm(norms) * (real.sum() * features.shape[-1]).clamp(min=1).rsqrt()
         usable = norm.to(self.rms.dtype).nan_to_num(0.0, 0.0, 0.0)
         self.rms.masked_fill_(self.rms == 0, usable)
-
-    def _is_known(self) -> bool:
-        return can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)

@@ -105,15 +105,15 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from each query to the real steps of the memory; without any, the result is 0.
 
-        Both layouts are of one kind, or ``keys`` is padded with one step. With ``need_weights``,
-        for padded layouts only, the weights before dropout are returned too, ``(batch, heads,
+        Both layouts have the same class, or ``keys`` is padded with one step. ``need_weights``
+        requires padded layouts; it also returns the weights before dropout, ``(batch, heads,
         queries, keys)``.
         """
         dropout = self.dropout if self.training else 0.0
         if isinstance(keys, Padded) and not need_weights:
             if keys.one_step:
-                # The parameters that a single key makes irrelevant stay in the graph: a sum over no
-                # rows reads nothing and has zero gradients.
+                # A single key makes the query and key projections irrelevant. A sum over no rows
+                # keeps their parameters in the graph, with gradients of 0.
                 nothing = query[:0]
                 zero = self.q_proj(nothing).sum() + self.k_proj(nothing).sum()
                 value = keys.unpack(self.v_proj(memory)) + zero
@@ -156,8 +156,7 @@ def project(
 ) -> tuple[Tensor, ...]:
     """Project to queries, keys and values; in self-attention with one matrix product."""
     parts = (q_proj, k_proj, v_proj)
-    # Not for a compiler or a converter: it sees three plain layers instead of weights that are
-    # joined at every call.
+    # Compilers and converters get three plain layers instead of weights concatenated at every call.
     if torch.compiler.is_compiling() or query is not memory or not _worth_joining(memory, *parts):
         return q_proj(query), k_proj(memory), v_proj(memory)
     weight = torch.cat([part.weight for part in parts])
@@ -168,7 +167,7 @@ def project(
 
 
 def _worth_joining(memory: Tensor, *projections: nn.Linear) -> bool:
-    """Return whether rearranging the products is faster than computing them, in eager mode."""
+    """Whether joining the products of plain layers is faster; always assumed while compiling."""
     many = torch.compiler.is_compiling() or memory.numel() >= FEW
     return many and is_plain(*projections)
 
@@ -178,7 +177,7 @@ def spread_value(
 ) -> Tensor:
     """Give every query the one projected value ``(batch, 1, dim)`` of its sample.
 
-    With dropout, the weight of each query and head, 1, is dropped independently.
+    Dropout drops the weight of 1 independently for each query and head.
     """
     if not attention.training or attention.dropout == 0.0:
         return queries.spread(attention.out_proj(value), query)
@@ -195,8 +194,11 @@ def split_heads(rows: Tensor, head_dim: int) -> Tensor:
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, head_dim: int) -> Tensor:
     """``softmax(q k^T / sqrt(head_dim))`` over the real keys; 0 if no key is real.
 
-    Of ``(batch, ..., queries, dim)``, ``(batch, ..., keys, dim)`` and a mask ``(batch, keys)`` they
-    are ``(batch, ..., queries, keys)``.
+    Shape:
+        - q: ``(batch, ..., queries, dim)``
+        - k: ``(batch, ..., keys, dim)``
+        - mask: ``(batch, keys)``
+        - output: ``(batch, ..., queries, keys)``
     """
     scores = q @ k.transpose(-2, -1) * head_dim**-0.5
     if mask is None:

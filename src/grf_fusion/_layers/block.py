@@ -131,14 +131,11 @@ class SymmetricCrossAttentionBlock(nn.Module):
         self.packing = packing
         self.checkpoint = checkpoint
 
-        def stack(*, of_context: bool) -> nn.ModuleList:
-            return nn.ModuleList(
-                DecoderLayer(options, of_context=of_context, device=device, dtype=dtype)
-                for _ in range(num_layers)
-            )
-
-        self.context_layers = stack(of_context=True)
-        self.modality_layers = stack(of_context=False) if symmetric else None
+        layer = partial(DecoderLayer, options, device=device, dtype=dtype)
+        self.context_layers = nn.ModuleList(layer(of_context=True) for _ in range(num_layers))
+        self.modality_layers = None
+        if symmetric:
+            self.modality_layers = nn.ModuleList(layer(of_context=False) for _ in range(num_layers))
 
     @override
     def forward(
@@ -188,10 +185,8 @@ class SymmetricCrossAttentionBlock(nn.Module):
             cast(Arrival, check("modality", modality, "modality_mask", modality_mask)).mask,
         )
         packed = not need_weights and _packs(self, context, masks)
-        enriched = _forward(
-            self, context, modality, masks, packed=packed, need_weights=need_weights
-        )
-        return enriched if need_weights else enriched[:2]
+        result = _forward(self, context, modality, masks, packed=packed, need_weights=need_weights)
+        return result if need_weights else result[:2]
 
     @override
     def extra_repr(self) -> str:
@@ -211,11 +206,11 @@ def enrich(
     modality_mask: Tensor | None,
     padded_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Call the block on tensors of our own, which are not checked again where nobody listens.
+    """Call the block on checked tensors; without hooks or a replaced ``forward``, skip its checks.
 
-    ``padded_mask`` is ``modality_mask`` for where nothing is packed: some step of every sample is
-    real, so that no softmax runs over nothing, and absence alone needs no mask. What a sample
-    without the modality or without a context gets is arbitrary.
+    ``padded_mask`` replaces ``modality_mask`` if nothing is packed. It marks at least one step of
+    every sample as real, which avoids a softmax over no step, and may be ``None`` if only whole
+    samples lack the modality. Samples without the modality or a context get arbitrary results.
     """
     packed = False
     if isinstance(block, SymmetricCrossAttentionBlock):
@@ -231,10 +226,10 @@ def enrich(
 
 
 def is_own_block(block: nn.Module, context: Tensor) -> TypeGuard[SymmetricCrossAttentionBlock]:
-    """Whether calling the block is just our ``forward``, whose checks this context passes.
+    """Whether calling the block only runs our ``forward``, whose checks this context passes.
 
-    Not so for a subclass, with hooks, or if it is wrapped. While tracing it is called as any other:
-    checks cost nothing then.
+    False for a subclass, a wrapped block or one with hooks. False while tracing too, where checks
+    cost nothing.
     """
     if torch.compiler.is_compiling() or type(block) is not SymmetricCrossAttentionBlock:
         return False
@@ -246,7 +241,7 @@ def is_own_block(block: nn.Module, context: Tensor) -> TypeGuard[SymmetricCrossA
 
 
 def _packs(block: SymmetricCrossAttentionBlock, context: Tensor, masks: Masks) -> bool:
-    """Whether a call skips padded steps; it depends on data, so never while tracing."""
+    """Whether a call skips padded steps; never while tracing, because it depends on the data."""
     if torch.compiler.is_compiling() or context.is_meta or context.shape[0] == 0:
         return False
     read = masks[1:] if context.shape[1] == 1 else masks
@@ -267,14 +262,14 @@ def _forward(
     context_mask, modality_mask = masks
     context = fill_masked(context, context_mask)
     modality = fill_masked(modality, modality_mask)
-    # While tracing only what is so by construction is known.
+    # While tracing, the length may be dynamic, and only the option is certain.
     tracing = torch.compiler.is_compiling()
     one_step = block.pooled_context if tracing else context.shape[1] == 1
     context_steps: Layout = Padded(context_mask, one_step=one_step)
     modality_steps: Layout = Padded(modality_mask)
     memory, memory_steps = modality, modality_steps
     if packed and one_step:
-        # One query reads the modality where it lies; many read its rows.
+        # A single query attends to the padded modality, and many queries attend to packed rows.
         (modality_steps,) = lay_out([modality], [modality_mask])
         modality = modality_steps.pack(modality)
     elif packed:

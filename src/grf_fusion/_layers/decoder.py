@@ -1,4 +1,4 @@
-"""The decoder layer that both stacks of the symmetric cross-attention are made of."""
+"""The decoder layer of both stacks of the symmetric cross-attention."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +38,8 @@ class DecoderLayer(nn.Module):
         dim, heads, dropout = options.embed_dim, options.num_heads, options.dropout
         hidden = options.dim_feedforward or 4 * dim
         linear = options.self_attention == "linear"
-        # A pooled context is one step: the only key of its self-attention, and for the modality.
+        # A pooled context has one step. Its self-attention and the modality's cross-attention
+        # therefore have one key.
         one_key = options.pooled_context and not of_context
         of_self = OneKeyAttention if options.pooled_context and of_context else Attention
         of_cross = OneKeyAttention if one_key else Attention
@@ -50,12 +51,12 @@ class DecoderLayer(nn.Module):
         if linear and of_self is Attention:
             self.self_attn = LinearAttention(dim, num_heads=heads, **where)
         elif options.self_attention:
-            # The weight of a single key is 1 whatever the kernel, and a linear one drops none.
+            # The weight of a single key is 1 for every kernel. Linear attention has no dropout.
             rate = 0.0 if linear else dropout
             self.self_attn = of_self(dim, num_heads=heads, dropout=rate, **where)
         self.self_attn_norm = norm() if options.self_attention else None
         self.cross_attn = of_cross(dim, num_heads=heads, dropout=dropout, **where)
-        # Before an attention over one key it would only reach the query, which does not matter.
+        # Pre-norm would affect only the query, and a query has no effect on attention over one key.
         self.cross_attn_norm = None if one_key and self.norm_first else norm()
         self.linear1 = nn.Linear(dim, hidden, **where)
         self.linear2 = nn.Linear(hidden, dim, **where)
@@ -66,24 +67,22 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, memory: Tensor, steps: Layout, memory_steps: Layout, *, need_weights: bool
     ) -> Enriched:
-        """Return the enriched rows and the weights of both attentions."""
-        self_weights = None
+        """Return the enriched rows and the weights of self- and cross-attention."""
+        of_self = None
         if self.self_attn is not None and self.self_attn_norm is not None:
             query = self.self_attn_norm(x) if self.norm_first else x
-            read, self_weights = self.self_attn(
-                query, query, steps, steps, need_weights=need_weights
-            )
+            read, of_self = self.self_attn(query, query, steps, steps, need_weights=need_weights)
             x = self._add(x, read, self.self_attn_norm)
         norm = self.cross_attn_norm if self.norm_first else None
         query = x if norm is None else norm(x)
-        read, cross_weights = self.cross_attn(
+        read, of_cross = self.cross_attn(
             query, memory, steps, memory_steps, need_weights=need_weights
         )
         x = self._add(x, read, self.cross_attn_norm)
         query = self.feedforward_norm(x) if self.norm_first else x
         hidden = drop(self.dropout, ACTIVATIONS[self.activation](self.linear1(query)))
         x = self._add(x, self.linear2(hidden), self.feedforward_norm)
-        return x, self_weights, cross_weights
+        return x, of_self, of_cross
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         x = drop(self.dropout, update, x)
@@ -100,10 +99,10 @@ def run_layers(
     need_weights: bool,
     recompute: bool,
 ) -> Enriched:
-    """Run a stack whose layers all read the same memory; return its rows and attention weights.
+    """Run a stack whose layers all attend to the same memory; return rows and attention weights.
 
     The weights, for padded layouts only, are ``(batch, layers, heads, queries, keys)`` or ``None``.
-    ``recompute`` keeps only what enters a layer, and computes the rest again for the gradient.
+    With ``recompute``, activations inside a layer are recomputed in the backward pass.
     """
     self_weights: list[Tensor | None] = []
     cross_weights: list[Tensor | None] = []
@@ -118,8 +117,8 @@ def run_layers(
 
 
 def _recomputed(layer: nn.Module) -> Callable[..., Enriched]:
-    """Return a call of the layer that keeps what enters it and nothing else."""
-    # Here, because with torch 2.6 this loads sympy, which takes longer than all of ours.
+    """Return a call of the layer that saves only its inputs for the backward pass."""
+    # Imported late because, with torch 2.6, it imports sympy, which is slow.
     from torch.utils.checkpoint import (  # noqa: PLC0415
         checkpoint,  # pyright: ignore[reportUnknownVariableType]
     )
@@ -134,5 +133,5 @@ def _stack(weights: list[Tensor | None], steps: Layout) -> Tensor | None:
     stacked = torch.stack(found, dim=1)
     if not isinstance(steps, Padded) or steps.mask is None:
         return stacked
-    # Padded queries are nobody's steps; their weights would blur every average.
+    # The weights of padded queries would distort averages over queries.
     return stacked.masked_fill(~steps.mask[:, None, None, :, None], 0.0)

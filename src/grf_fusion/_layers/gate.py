@@ -21,7 +21,7 @@ OWNER = "GatedFusionUnit"
 
 
 def check_unit_options(embed_dim: int, *, dropout: float, gate_bias: float) -> None:
-    """Refuse, with ValueError, what no `GatedFusionUnit` can be built from."""
+    """Refuse, with ValueError, options that a `GatedFusionUnit` cannot be built from."""
     expect_size(OWNER, "embed_dim", embed_dim)
     expect_probability(OWNER, "dropout", dropout)
     expect_number(OWNER, "gate_bias", gate_bias, "a finite number")
@@ -92,13 +92,12 @@ class GatedFusionUnit(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.gate_bias = gate_bias
-        # Gate and candidate read the same input: one matrix product serves both.
+        # Gate and candidate have the same input, so that one matrix product computes both.
         self.linear = nn.Linear(2 * embed_dim, 2 * embed_dim, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype) if norm else None
-        self.gate_scale = (
-            nn.Parameter(torch.empty((), device=device, dtype=dtype)) if identity_init else None
-        )
+        scale = torch.empty((), device=device, dtype=dtype)
+        self.gate_scale = nn.Parameter(scale) if identity_init else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -148,27 +147,26 @@ class GatedFusionUnit(nn.Module):
         )
 
     def _check(self, state: Tensor, update: Tensor) -> None:
-        owner = OWNER
-        expect_tensor(owner, "state", state)
-        expect_tensor(owner, "update", update)
+        expect_tensor(OWNER, "state", state)
+        expect_tensor(OWNER, "update", update)
         if state.ndim == 0 or state.shape[-1] != self.embed_dim:
             raise ShapeError(
-                f"{owner}: expected `state` of shape (..., dim={self.embed_dim}), "
+                f"{OWNER}: expected `state` of shape (..., dim={self.embed_dim}), "
                 f"got {tuple(state.shape)}."
             )
         names = ("batch", "time") if state.ndim <= 3 else [f"axis_{i}" for i in range(state.ndim)]
         axes = dict(zip(names[: state.ndim - 1], state.shape[:-1], strict=True))
-        expect_shape(owner, "update", update, {**axes, "dim": self.embed_dim})
-        expect_floating(owner, "state", state, self.linear.weight)
-        expect_floating(owner, "update", update, self.linear.weight)
+        expect_shape(OWNER, "update", update, {**axes, "dim": self.embed_dim})
+        expect_floating(OWNER, "state", state, self.linear.weight)
+        expect_floating(OWNER, "update", update, self.linear.weight)
 
 
 def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what the unit's ``forward`` does behind its checks; return the new state and the gate."""
+    """Run the unit's ``forward`` without its checks; return the new state and the gate."""
     both = torch.cat((state, update), dim=-1)
     if torch.compiler.is_compiling():
-        # With a leading axis ONNX makes it a MatMul. onnxruntime's quantiser transposes the
-        # weight of a Gemm once for every Gemm that shares it, and all steps of a chain do.
+        # A leading axis makes ONNX export a MatMul instead of a Gemm. All steps of a chain share
+        # the weight, and onnxruntime's quantiser would transpose it once for each Gemm.
         pair = unit.linear(both.unsqueeze(0)).squeeze(0)
     else:
         pair = unit.linear(both)
@@ -177,13 +175,13 @@ def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor,
     gate = gate.sigmoid()
     if unit.gate_scale is not None:
         gate = gate * unit.gate_scale
-    # lerp never leaves the interval between its ends; (1 - z) * s + z * c can, by rounding.
+    # lerp stays between state and candidate; (1 - z) * s + z * c can leave it by rounding.
     blended = unit.dropout(torch.lerp(state, candidate.tanh(), gate))
     return blended if unit.norm is None else unit.norm(blended), gate
 
 
 def is_own_unit(unit: nn.Module, state: Tensor) -> TypeGuard[GatedFusionUnit]:
-    """Whether calling the unit is just our ``forward``, whose checks this state passes."""
+    """Whether calling the unit only runs our ``forward``, whose checks this state passes."""
     if torch.compiler.is_compiling() or type(unit) is not GatedFusionUnit:
         return False
     weight = cast(object, unit.linear.weight)

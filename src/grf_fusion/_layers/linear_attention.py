@@ -1,4 +1,4 @@
-"""Linear attention: a kernel instead of the softmax, so that cost is linear in the length."""
+"""Linear attention: a kernel replaces the softmax, so that cost is linear in the length."""
 
 from contextlib import nullcontext
 
@@ -12,19 +12,19 @@ from grf_fusion._cpu.layout import Layout, Padded
 from grf_fusion._inputs.masks import WIDER
 from grf_fusion._layers.attention import project, split_heads
 
-# Below it a query reads nothing: all of its kernel values have vanished.
+# Lower bound of the denominator. Below it the kernel values of a query have vanished.
 SMALLEST = 1e-6
 
 
 class LinearAttention(nn.Module):
     """Attention with the kernel ``phi(x) = elu(x) + 1`` (Katharopoulos et al. 2020, section 3.2).
 
-    A query i reads the real steps j of its sample,
+    The result for query i is a sum over the real steps j of its sample,
 
         sum_j phi(q_i)^T phi(k_j) v_j / sum_j phi(q_i)^T phi(k_j)
 
-    where the sums over j are formed once for all queries. Unlike in a softmax the bias of the keys
-    does not cancel. Weights are never there one by one, so there is no dropout on them.
+    where the sums over j are computed once for all queries. Unlike in a softmax, the bias of the
+    keys does not cancel. Single weights are never computed, so dropout cannot be applied to them.
     """
 
     head_dim: int
@@ -45,7 +45,7 @@ class LinearAttention(nn.Module):
     def forward(
         self, query: Tensor, memory: Tensor, queries: Layout, keys: Layout, *, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what every row of ``query`` reads, as `Attention` does."""
+        """Attend from every row of ``query``, as `Attention` does."""
         q, k, v = project(query, memory, self.q_proj, self.k_proj, self.v_proj)
         q, k = F.elu(q) + 1, keys.unpack(F.elu(k) + 1)
         padded = (queries.unpack(q), k, keys.unpack(v))
@@ -54,7 +54,7 @@ class LinearAttention(nn.Module):
         if wide is None:
             read, weights = _read(q, k, v, need_weights=need_weights)
         else:
-            # Sums over some thousand steps are beyond float16.
+            # Sums over a few thousand steps overflow float16.
             with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
                 found = _read(q.to(wide), k.to(wide), v.to(wide), need_weights=need_weights)
             read = found[0].to(narrow)
@@ -64,7 +64,7 @@ class LinearAttention(nn.Module):
 
 
 def _read(q: Tensor, k: Tensor, v: Tensor, *, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """Read with kernel values ``(batch, heads, time, head_dim)``, 0 in padding."""
+    """Attend with kernel values ``(batch, heads, time, head_dim)``, 0 at padded steps."""
     total = (q @ k.sum(dim=2).unsqueeze(-1)).clamp(min=SMALLEST)
     weights = q @ k.transpose(2, 3) / total if need_weights else None
     return q @ (k.transpose(2, 3) @ v) / total, weights

@@ -1,4 +1,4 @@
-"""Options of the block, checked once and handed down to its layers."""
+"""Options of the block, checked once and passed on to its layers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """Options of a `SymmetricCrossAttentionBlock`, which describes them; unusable ones raise."""
+    """Options of a `SymmetricCrossAttentionBlock`, which documents them; invalid ones raise."""
 
     embed_dim: int
     num_heads: int
@@ -37,7 +37,7 @@ class BlockOptions:
     pooled_context: bool
 
     def __post_init__(self) -> None:
-        """Check each."""
+        """Check every option."""
         expect_size(OWNER, "embed_dim", self.embed_dim)
         expect_heads(OWNER, "embed_dim", self.embed_dim, self.num_heads)
         expect_size(OWNER, "num_layers", self.num_layers)

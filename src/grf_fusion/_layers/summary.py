@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
+from grf_fusion._checks.options import Where
 from grf_fusion._cpu.real_steps import RealSteps
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._layers.decoder import ACTIVATIONS
@@ -33,23 +34,21 @@ class ModalitySummary(nn.Module):
         num_layers: int,
         dropout: float,
         activation: Literal["gelu", "relu"],
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        **where: Unpack[Where],
     ) -> None:
         super().__init__()
         self.activation = activation
-        self.hidden = nn.ModuleList(
-            nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype) for _ in range(num_layers)
-        )
-        self.output = nn.Linear(2 * embed_dim, embed_dim, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        linears = (nn.Linear(embed_dim, embed_dim, **where) for _ in range(num_layers))
+        self.hidden = nn.ModuleList(linears)
+        self.output = nn.Linear(2 * embed_dim, embed_dim, **where)
+        self.norm = nn.LayerNorm(embed_dim, **where)
         self.dropout = nn.Dropout(dropout)
 
     @override
     def forward(
         self, steps: Tensor, mask: Tensor | None, packed: RealSteps | None = None
     ) -> Tensor:
-        """Return one vector per sample; ``packed`` tells where the steps lie if they are rows.
+        """Return one vector per sample; if the steps are rows, ``packed`` has their positions.
 
         Shape:
             - steps: ``(batch, time, dim)`` or ``(rows, dim)``, projected, with positions
