@@ -525,18 +525,6 @@ def test_gradient_of_a_maximum_that_all_steps_share(bias: float) -> None:
     assert_close(found[1], found[0])
 
 
-def test_nothing_is_packed_while_somebody_writes_down_operations() -> None:
-    fusion = GatedRecurrentFusion({"text": 5}, embed_dim=8).eval()
-    x, present = torch.randn(3, 4, 5), torch.tensor([[True], [False], [True]])
-
-    def call(x: Tensor, present: Tensor) -> Tensor:
-        return fusion({"text": x}, present=present)
-
-    graph = make_fx(call)(x, present)
-    other = torch.tensor([[False], [False], [True]])
-    torch.testing.assert_close(graph(x, other), call(x, other))
-
-
 @pytest.mark.parametrize("packing", ["auto", False])
 def test_a_block_that_is_written_down_takes_any_number_of_samples(packing: Any) -> None:
     block = SymmetricCrossAttentionBlock(8, num_heads=2, packing=packing).eval()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -188,3 +189,34 @@ def test_integer_masks_are_made_truth(dtype: torch.dtype) -> None:
     with nothing_waits():
         fusion(**call)
         mask_from_lengths(torch.ones(BATCH, dtype=dtype, device=META), 3)
+
+
+# The others take the same decisions.
+USUAL = ("default", "residual", "sequence", "early")
+OTHERS = [form for form in (*FUSIONS, *BASELINES) if form not in USUAL]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+@pytest.mark.parametrize(
+    "form", [*USUAL, *(pytest.param(form, marks=pytest.mark.slow) for form in OTHERS)]
+)
+def test_no_value_decides_while_make_fx_records(form: str, dtype: torch.dtype) -> None:
+    """The recorded graph is right for other masks and another presence."""
+    fusion = make(form).eval()
+
+    def run(features: Any, masks: Any, present: Tensor) -> Tensor:
+        return fusion(features, masks=masks, present=present)
+
+    calls: list[tuple[Any, ...]] = []
+    for seed in (0, 1):
+        call = make_call(HOST, seed=seed)
+        masks = {name: mask.to(dtype) for name, mask in call["masks"].items()}
+        calls.append((call["features"], masks, call["present"]))
+    features, masks, present = calls[0]
+    whole = {name: x.nan_to_num() for name, x in features.items()}
+    full = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    calls.append((whole, full, torch.ones_like(present)))
+    for recorded in (calls[0], calls[2]):
+        graph = make_fx(run)(*recorded)
+        for other in calls:
+            torch.testing.assert_close(graph(*other), run(*other))

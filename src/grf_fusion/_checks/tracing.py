@@ -64,7 +64,7 @@ def is_batched(x: Tensor) -> bool:
 
 def can_read(tensor: Tensor) -> bool:
     """Whether Python may read the values: not while tracing, on the meta device or under vmap."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_recorded()
     return not (tracing or tensor.is_meta or is_batched(tensor))
 
 

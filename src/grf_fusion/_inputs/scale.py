@@ -56,10 +56,9 @@ class FeatureScale(nn.Module):
         wide = torch.promote_types(features.dtype, torch.float32)
         # Two steps, because Inductor makes a separate graph for small batches with one norm.
         norms = vector_norm(features, dim=tuple(range(1, features.ndim)), dtype=wide)
-        if real is None:
-            norm = vector_norm(norms) * max(1, features.numel()) ** -0.5
-        else:
+        factor = max(1, features.numel()) ** -0.5
+        if real is not None:
             # Padded steps are 0, so that they count only in the number of features.
-            norm = vector_norm(norms) * (real.sum() * features.shape[-1]).clamp(min=1).rsqrt()
-        usable = norm.to(self.rms.dtype).nan_to_num(0.0, 0.0, 0.0)
+            factor = (real.sum(dtype=wide) * features.shape[-1]).clamp(min=1).rsqrt()
+        usable = (vector_norm(norms) * factor).to(self.rms.dtype).nan_to_num(0.0, 0.0, 0.0)
         self.rms.masked_fill_(self.rms == 0, usable)
