@@ -10,7 +10,8 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, SymmetricCrossAttentionBlock, mask_from_lengths
+from grf_fusion._checks.tracing import version_of
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._cpu import rows as _rows
+from grf_fusion._inputs import lengths as _lengths
 from grf_fusion._inputs.lengths import known_lengths
 from grf_fusion._layers import block as _block
 from properties import assert_close
@@ -318,6 +321,12 @@ def test_lengths_are_known_until_a_mask_changes() -> None:
     assert known_lengths(torch.ones(3, 4, dtype=torch.bool, device="meta")) is None
     for other in (make().clone(), make()[:2], pickle.loads(pickle.dumps(make())), ~make()):  # noqa: S301
         assert known_lengths(other) is None
+
+
+def test_without_a_counter_of_changes_no_length_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert version_of(cast(Tensor, SimpleNamespace())) is None
+    monkeypatch.setattr(_lengths, "version_of", lambda _mask: None)
+    assert known_lengths(mask_from_lengths(torch.tensor([1, 3, 0]), 4)) is None
 
 
 def test_lengths_stay_known_where_samples_are_denied() -> None:

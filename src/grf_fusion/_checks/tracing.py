@@ -68,6 +68,15 @@ def can_read(tensor: Tensor) -> bool:
     return not (tracing or tensor.is_meta or is_batched(tensor))
 
 
+def version_of(tensor: Tensor) -> tuple[int, int] | None:
+    """Return PyTorch's counter of changes, which views share, and the address of the values.
+
+    Changes made through ``.data`` are not counted, neither here nor by autograd.
+    """
+    version = cast("int | None", getattr(tensor, "_version", None))
+    return None if version is None else (version, tensor.data_ptr())
+
+
 def is_captured(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured: its replays would reuse the current lengths."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,3 @@
-# pyright: reportPrivateUsage=false
 """Lengths of masks that the host knows, so that reading them needs no host-device sync."""
 
 from typing import NamedTuple, cast
@@ -7,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from grf_fusion._checks.tracing import can_read
+from grf_fusion._checks.tracing import can_read, version_of
 
 
 class Known(NamedTuple):
@@ -24,33 +23,21 @@ class Known(NamedTuple):
     exact: bool
 
 
-class _Noted(NamedTuple):
-    known: Known
-    version: int
-    pointer: int
-
-
 # A table instead of an attribute of the mask: copies, which may be edited later, would keep it.
-_noted = cast("dict[Tensor, _Noted]", WeakTensorKeyDictionary())
+_noted = cast("dict[Tensor, tuple[Known, object]]", WeakTensorKeyDictionary())
 
 
 def note_lengths(mask: Tensor, known: Known) -> None:
-    """Note the lengths of a new mask until it is changed; it must not be an inference tensor.
-
-    Changes are detected by PyTorch's version counter, which views share. Changes made through
-    ``.data`` are not detected, neither here nor by autograd.
-    """
-    _noted[mask] = _Noted(known, mask._version, mask.data_ptr())  # noqa: SLF001
+    """Note the lengths of a new mask until it is changed; it must not be an inference tensor."""
+    _noted[mask] = known, version_of(mask)
 
 
 def known_lengths(mask: Tensor) -> Known | None:
     """Return the noted lengths of a mask; ``None`` if there are none, and while tracing."""
     if not can_read(mask) or type(mask) is not Tensor:
         return None
-    noted = _noted.get(mask)
-    if noted is None or (noted.version, noted.pointer) != (mask._version, mask.data_ptr()):  # noqa: SLF001
-        return None
-    return noted.known
+    known, version = _noted.get(mask, (None, None))
+    return None if version is None or version != version_of(mask) else known
 
 
 def restrict(mask: Tensor, samples: Tensor) -> Tensor:
