@@ -3,12 +3,7 @@
 import dataclasses
 from typing import Literal, cast, get_args
 
-from grf_fusion._checks.arguments import (
-    expect_choice,
-    expect_flag,
-    expect_probability,
-    expect_size,
-)
+from grf_fusion._checks.arguments import expect_choice, expect_flag, expect_probability, expect_size
 from grf_fusion._checks.options import check_factory
 from grf_fusion._layers.gate import check_unit_options
 from grf_fusion._layers.options import ACTIVATIONS, BlockOptions

@@ -16,11 +16,7 @@ from grf_fusion._layers.gate import GatedFusionUnit
 Factory = Callable[[], nn.Module] | None
 
 
-def make_block(
-    options: ChainOptions,
-    factory: Factory,
-    **where: Unpack[Where],
-) -> nn.Module | None:
+def make_block(options: ChainOptions, factory: Factory, **where: Unpack[Where]) -> nn.Module | None:
     """Make the block of a step, with the user's factory if there is one."""
     if factory is not None:
         return check_part(OWNER, "block", factory())
@@ -30,10 +26,7 @@ def make_block(
 
 
 def make_unit(
-    options: ChainOptions,
-    factory: Factory,
-    modalities: int,
-    **where: Unpack[Where],
+    options: ChainOptions, factory: Factory, modalities: int, **where: Unpack[Where]
 ) -> nn.Module:
     """Make the unit of a step, with the user's factory if there is one.
 

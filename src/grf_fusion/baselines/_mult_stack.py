@@ -74,14 +74,7 @@ class MulTLayer(nn.Module):
     attention_norm: nn.LayerNorm
     feedforward_norm: nn.LayerNorm
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int,
-        dropout: float,
-        **where: Unpack[Where],
-    ) -> None:
+    def __init__(self, dim: int, *, num_heads: int, dropout: float, **where: Unpack[Where]) -> None:
         super().__init__()
 
         def linear(into: int, out: int, *, packed: int | None = None) -> nn.Linear:
