@@ -41,6 +41,8 @@ TESTS = {
     "_training/modality_dropout": [*PROPERTIES, f"{EVERY_ERROR} or modality_dropout or repr_shows"],
     "_checks/options": ERRORS,
     "_inputs/positions": ["tests/test_positions.py"],
+    "_inputs/scale": ["tests/test_scale.py"],
+    "_inputs/lengths": ["tests/test_rows.py", "tests/test_masks.py"],
     "_checks/arguments": ERRORS,
     "_chain/state": [*ERRORS, "tests/test_state.py"],
     "env": ["tests/test_env.py"],

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, SymmetricCrossAttentionBlock, mask_from_lengths
@@ -25,7 +26,7 @@ from grf_fusion._checks.tracing import version_of
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._cpu import rows as _rows
 from grf_fusion._inputs import lengths as _lengths
-from grf_fusion._inputs.lengths import known_lengths
+from grf_fusion._inputs.lengths import known_lengths, restrict
 from grf_fusion._layers import block as _block
 from properties import assert_close
 from strategies import examples
@@ -321,6 +322,26 @@ def test_lengths_are_known_until_a_mask_changes() -> None:
     assert known_lengths(torch.ones(3, 4, dtype=torch.bool, device="meta")) is None
     for other in (make().clone(), make()[:2], pickle.loads(pickle.dumps(make())), ~make()):  # noqa: S301
         assert known_lengths(other) is None
+
+
+def test_no_length_is_known_while_operations_are_recorded() -> None:
+    mask, seen = mask_from_lengths(torch.tensor([1, 3, 0]), 4), []
+    make_fx(lambda x: seen.append(known_lengths(mask)) or x + 1)(torch.zeros(1))
+    assert seen == [None]
+    assert known_lengths(mask) is not None
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_restricted_mask_has_no_steps_of_other_samples(noted: bool) -> None:
+    mask = mask_from_lengths(torch.tensor([1, 3, 0]), 4)
+    samples = torch.tensor([[True], [False], [True]])
+    both = restrict(mask if noted else mask.clone(), samples)
+    assert torch.equal(both, mask & samples)
+    known = known_lengths(both)
+    assert (known is not None) is noted
+    if known is not None:
+        assert known.host == (1, 3, 0)
+        assert known.exact is False
 
 
 def test_without_a_counter_of_changes_no_length_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,11 @@ def test_a_recomputed_first_step_gives_the_same_gradients() -> None:
         assert torch.equal(one.grad, other.grad), name
 
 
+def test_scale_is_on_the_device_of_the_weights() -> None:
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=8, device="meta")
+    assert all(fusion.get_buffer(f"scales.{name}.rms").is_meta for name in WIDTHS)
+
+
 def test_scale_is_saved_and_follows_the_dtype() -> None:
     fusion, features = make(), draw(3)
     fusion(features)

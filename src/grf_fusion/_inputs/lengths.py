@@ -34,7 +34,7 @@ def note_lengths(mask: Tensor, known: Known) -> None:
 
 def known_lengths(mask: Tensor) -> Known | None:
     """Return the noted lengths of a mask; ``None`` if there are none, and while tracing."""
-    if not can_read(mask) or type(mask) is not Tensor:
+    if not can_read(mask):
         return None
     known, version = _noted.get(mask, (None, None))
     return None if version is None or version != version_of(mask) else known
