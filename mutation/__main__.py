@@ -92,6 +92,11 @@ EQUIVALENT = [
     ("_cpu/layout", r", (strict=\w+)?\):", "each group has a longest member"),
     ("_cpu/layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
     ("_inputs/masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
+    (
+        "_inputs/scale",
+        r"(dim=(None|tuple\(range\([^()]*\)\)), )?dtype=wide",
+        "the norm of norms over any axes is the norm of all",
+    ),
     ("_training/modality_dropout", r"-[12]\.0", "a draw is at least 0: -1 and -2 are both less"),
     ("_inputs/positions", r"steps\.unsqueeze\([+-]1\)", "steps have one axis, so that 1 is -1"),
     ("_checks/arguments", r", (strict=\w+)?\):", "the numbers of axes have just been found equal"),

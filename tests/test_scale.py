@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, mask_from_lengths
+from grf_fusion._inputs.scale import FeatureScale
 from strategies import examples
 
 WIDTHS = {"text": 5, "image": 3, "audio": 7}
@@ -175,6 +176,39 @@ def test_the_size_of_single_steps_is_kept() -> None:
     assert (context[0] - context[1]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (7, 5), (1, 1, 1), (0, 4, 5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_measure_is_as_exact_as_its_dtype(
+    masked: bool, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(shape, dtype=torch.float64)
+    real = torch.rand(shape[:2]) < 0.6 if masked and len(shape) == 3 else None
+    if real is not None:
+        real[:1, :1] = True
+        features[~real] = 0
+    numbers = (features if real is None else features[real]).square().flatten().tolist()
+    expected = math.sqrt(sum(numbers) / max(1, len(numbers)))
+    scale = FeatureScale(device=None, dtype=dtype)
+    scale(features.to(dtype), real)
+    assert float(scale.rms) == pytest.approx(expected, rel=10 * torch.finfo(dtype).eps)
+
+
+def test_norms_beyond_float16_are_measured() -> None:
+    scale = FeatureScale(device=None, dtype=torch.float16)
+    scale(torch.full((10, 10, 64), 2000.0, dtype=torch.float16), None)
+    assert float(scale.rms) == 2000
+
+
+def test_a_scale_beyond_its_dtype_is_not_set() -> None:
+    """Infinity would turn all later features into zeros."""
+    scale = FeatureScale(device=None, dtype=torch.float16)
+    large = torch.full((2, 3, 4), 1e6)
+    assert torch.equal(scale(large, None), large)
+    assert float(scale.rms) == 0
+
+
 class KernelCounter(TorchDispatchMode):
     """Counts the operations that compute something, which excludes views."""
 
@@ -195,6 +229,17 @@ def test_measuring_takes_few_kernels(masked: bool, number: int) -> None:
     with KernelCounter() as counter:
         scale(features, real)
     assert counter.count == number
+
+
+def test_a_known_scale_is_not_measured_again_on_the_cpu() -> None:
+    scale, counts = FeatureScale(device="cpu", dtype=torch.float32), []
+    for _ in range(2):
+        with KernelCounter() as counter:
+            scale(torch.ones(2, 3, 4, device="cpu"), None)
+        counts.append(counter.count)
+    # The comparison with 0, twice, a sum and the division.
+    measuring = 6
+    assert counts[0] - counts[1] == measuring
 
 
 @pytest.mark.compile

@@ -42,11 +42,11 @@ class FeatureScale(nn.Module):
             - output: as ``features``
         """
         if self.training:
-            self._measure(features.detach(), real)
+            with torch.no_grad():
+                self._measure(features, real)
         # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
         return features / (self.rms + (self.rms == 0)).squeeze(0)
 
-    @torch.no_grad()
     def _measure(self, features: Tensor, real: Tensor | None) -> None:
         # Only on the CPU is the number read without a host-device sync. On other devices the scale
         # is measured at every call, with as few kernels as possible, and ignored once it is set.
@@ -60,5 +60,5 @@ class FeatureScale(nn.Module):
         if real is not None:
             # Padded steps are 0, so that they count only in the number of features.
             factor = (real.sum(dtype=wide) * features.shape[-1]).clamp(min=1).rsqrt()
-        usable = (vector_norm(norms) * factor).to(self.rms.dtype).nan_to_num(0.0, 0.0, 0.0)
+        usable = (vector_norm(norms) * factor).to(self.rms.dtype).nan_to_num(posinf=0.0)
         self.rms.masked_fill_(self.rms == 0, usable)
