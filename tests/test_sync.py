@@ -43,6 +43,9 @@ class NothingAsked(TorchDispatchMode):
         """Look at what the operation is and gets."""
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         assert name not in ASKING, f"{func} asks for a value"
+        # Their values are read for the kernel, below what a dispatch mode sees.
+        filled = name.startswith(("masked_fill", "index_fill")) and is_tensor(args[-1])
+        assert not filled, f"{func} reads its value"
         sized = name == "repeat_interleave" and kwargs.get("output_size") is None
         chosen = "index" in name and any(map(is_truth, tree_leaves(args[1:])))
         known = not sized and not chosen
@@ -70,8 +73,12 @@ def nothing_waits() -> Iterator[None]:
         yield
 
 
+def is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, Tensor)
+
+
 def is_there(leaf: object) -> bool:
-    return not isinstance(leaf, Tensor) or leaf.device == META
+    return not is_tensor(leaf) or leaf.device == META
 
 
 def is_truth(leaf: object) -> bool:
@@ -163,6 +170,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "looks for truth": (lambda x: x.nonzero(), "asks for a value"),
     "selects": (lambda x: x.masked_select(x > 0), "asks for a value"),
     "compares": (lambda x: torch.equal(x, x), "asks for a value"),
+    "fills with a tensor": (lambda x: x.masked_fill_(x > 0, x[0, 0]), "reads its value"),
     "indexes by truth": (lambda x: x[x > 0], "asks for a size"),
     "repeats as a tensor says": (lambda x: x.repeat_interleave(x[:, 0].long(), 0), "for a size"),
     "makes a list a tensor": (lambda x: torch.tensor([1, 2], device=x.device), "copies"),

@@ -15,9 +15,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import strategies
-from grf_fusion import (
-    SymmetricCrossAttentionBlock,
-)
+from grf_fusion import ShapeError, SymmetricCrossAttentionBlock
 from grf_fusion._checks import tracing
 from grf_fusion._cpu import dropout as _dropout
 from grf_fusion._cpu import dropped_attention as _dropped_attention
@@ -490,6 +488,17 @@ def test_without_the_question_for_vmap_a_transform_is_one(monkeypatch: pytest.Mo
         seen: list[bool] = []
         vmap(lambda row, seen=seen: seen.append(tracing.is_batched(row)) or row)(x)
         assert [*seen, tracing.is_batched(x)] == [True, False]
+
+
+def test_without_the_question_for_make_fx_masks_are_still_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = ("_functorch", "_are_functorch_transforms_active")
+    part = SimpleNamespace(**{name: getattr(torch._C, name) for name in kept})
+    monkeypatch.setattr(tracing, "C", part)
+    assert not tracing.is_plain_call(torch.ones(3))
+    with pytest.raises(ShapeError, match="0 and 1"):
+        make_block()(*leaves((2, 3, DIM), (2, 3, DIM)), modality_mask=torch.full((2, 3), 7))
 
 
 @pytest.mark.parametrize("name", [*tracing.FORWARD_HOOKS, *tracing.BACKWARD_HOOKS])

@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
     """
     return {
         "grf-fusion": _installed("grf-fusion"),
-        # Unlike the version in the metadata, this always names the build, such as "+cu130".
+        # Unlike the version in the metadata, this can name the build, such as "+cu130".
         "torch": torch.__version__,
         "einops": _installed("einops"),
         "typing-extensions": _installed("typing-extensions"),

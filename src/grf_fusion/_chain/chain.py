@@ -210,7 +210,7 @@ class Chain(nn.Module):
         return receive_summary(projection, scale, summary, arrival, packing=self.packing)
 
     def _keep_unused(self, context: Context) -> Context:
-        """If no step uses block and unit, run them on a missing modality to give them gradients."""
+        """If no step uses block and unit, run them on a missing modality for gradients of 0."""
         if len(self.modalities) > 1 or self.initial_context is not None or self.unit is None:
             return context
         ((name, dim),) = self.modalities.items()

@@ -50,7 +50,7 @@ class Context(NamedTuple):
     Attributes:
         values: ``(batch, dim)`` or ``(batch, time, dim)``.
         mask: ``(batch, 1)`` or ``(batch, time)`` bool: real steps. A sample without a real step has
-            no context yet. ``None`` if the context of every sample is a vector.
+            no context yet. ``None`` if every sample has one vector as its context.
     """
 
     values: Tensor

@@ -38,11 +38,11 @@ def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
     )
 
 
-def is_recorded() -> bool:
-    """Whether `torch.fx.experimental.proxy_tensor.make_fx` is recording operations."""
+def is_recorded(*, unknown: bool = True) -> bool:
+    """Whether `make_fx` is recording operations; ``unknown`` if this PyTorch cannot tell."""
     mode = cast("Callable[[object], object] | None", getattr(C, "_get_dispatch_mode", None))
     proxy = getattr(getattr(C, "_TorchDispatchModeKey", None), "PROXY", None)
-    return mode is None or proxy is None or mode(proxy) is not None
+    return unknown if mode is None or proxy is None else mode(proxy) is not None
 
 
 def is_transformed() -> bool:
@@ -64,14 +64,16 @@ def is_batched(x: Tensor) -> bool:
 
 def can_read(tensor: Tensor) -> bool:
     """Whether Python may read the values: not while tracing, on the meta device or under vmap."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_recorded()
-    return not (tracing or tensor.is_meta or is_batched(tensor))
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    # If it is unknown, the values of masks are checked.
+    return not (tracing or is_recorded(unknown=False) or tensor.is_meta or is_batched(tensor))
 
 
 def version_of(tensor: Tensor) -> tuple[int, int] | None:
     """Return PyTorch's counter of changes, which views share, and the address of the values.
 
-    Changes made through ``.data`` are not counted, neither here nor by autograd.
+    ``None`` if PyTorch has no counter. Changes made through ``.data`` are not counted, neither here
+    nor by autograd. An inference tensor has no counter, and raises.
     """
     version = cast("int | None", getattr(tensor, "_version", None))
     return None if version is None else (version, tensor.data_ptr())
@@ -97,7 +99,7 @@ def is_untouched(*modules: nn.Module) -> bool:
     in PyTorch's own fast paths. Otherwise `FlopCounterMode`, which uses them, would measure a
     different path.
     """
-    # A forward pre-hook may set the weight, as weight_norm does. The rest has no effect in a trace.
+    # A forward pre-hook may set the weight, as weight_norm does. Tracing ignores the other changes.
     tracing = torch.compiler.is_compiling()
     names = FORWARD_HOOKS if tracing else (*FORWARD_HOOKS, *BACKWARD_HOOKS, COMPILED)
     for module in modules:

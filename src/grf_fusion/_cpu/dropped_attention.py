@@ -179,7 +179,7 @@ class _Tile(NamedTuple):
 
 
 def _tiles(query: Tensor, key: Tensor, keep: DropoutMask) -> Iterator[_Tile]:
-    """Split the scores into tiles that share buffers; a tile has several heads or part of one."""
+    """Split the scores into tiles that share buffers: whole heads, or rows of one head."""
     (number, rows, _), columns = query.shape, key.shape[1]
     heads, height = max(1, TILE // (rows * columns)), min(rows, max(1, TILE // columns))
     size = min(number, heads) * height * columns

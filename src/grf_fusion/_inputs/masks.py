@@ -149,7 +149,7 @@ def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:
-    """Return ``None`` for a CPU mask without padding, and any other mask unchanged.
+    """Return ``None`` for a CPU mask without padding whose values can be read; else the mask.
 
     A mask on another device is not read, because that would force a host-device sync.
     """

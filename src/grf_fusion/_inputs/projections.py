@@ -18,7 +18,7 @@ class Received(NamedTuple):
     """A modality of a batch.
 
     Attributes:
-        steps: ``(batch, time, dim)``, projected; a missing modality has one masked step.
+        steps: ``(batch, time, dim)``, projected; one masked step if no features were given.
         real: ``(batch, time)`` bool: real steps, ``None`` for all.
         present: ``(batch,)`` bool: samples that have at least one real step.
     """

@@ -54,11 +54,12 @@ class FeatureScale(nn.Module):
         if known or is_transformed():
             return
         wide = torch.promote_types(features.dtype, torch.float32)
-        # Two steps, because Inductor makes a separate graph for small batches with one norm.
+        # Two norms, because with a single one Inductor compiles an extra graph for small batches.
         norms = vector_norm(features, dim=tuple(range(1, features.ndim)), dtype=wide)
         factor = max(1, features.numel()) ** -0.5
         if real is not None:
             # Padded steps are 0, so that they count only in the number of features.
             factor = (real.sum(dtype=wide) * features.shape[-1]).clamp(min=1).rsqrt()
         usable = (vector_norm(norms) * factor).to(self.rms.dtype).nan_to_num(posinf=0.0)
-        self.rms.masked_fill_(self.rms == 0, usable)
+        # Not `masked_fill_`: with a tensor as its value it forces a host-device sync.
+        self.rms.add_(usable * (self.rms == 0))

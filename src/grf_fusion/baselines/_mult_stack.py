@@ -19,8 +19,8 @@ class AttentionMask(NamedTuple):
     Attributes:
         allowed: ``(queries, keys)`` or ``(batch, 1, queries, keys)`` bool; ``None`` if each query
             may attend to itself and to all earlier steps.
-        unreadable: ``(batch, 1, queries, 1)`` bool: queries without any allowed key; ``None`` if
-            there are none.
+        unreadable: ``(batch, 1, queries, 1)`` bool: queries without any allowed key; ``None``
+            without masks, where every query has a key.
     """
 
     allowed: Tensor | None
