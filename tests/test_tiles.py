@@ -490,6 +490,13 @@ def test_without_the_question_for_vmap_a_transform_is_one(monkeypatch: pytest.Mo
         assert [*seen, tracing.is_batched(x)] == [True, False]
 
 
+def test_only_what_vmap_maps_over_cannot_be_read() -> None:
+    rows, whole = torch.zeros(2, 3), torch.ones(3)
+    seen: list[tuple[bool, bool]] = []
+    vmap(lambda row: seen.append((tracing.can_read(row), tracing.can_read(whole))) or row)(rows)
+    assert seen == [(False, True)]
+
+
 def test_without_the_question_for_make_fx_masks_are_still_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
