@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, mask_from_lengths
+from grf_fusion._inputs import scale as _scale
 from grf_fusion._inputs.scale import FeatureScale
 from strategies import examples
 
@@ -207,6 +208,17 @@ def test_a_scale_beyond_its_dtype_is_not_set() -> None:
     large = torch.full((2, 3, 4), 1e6)
     assert torch.equal(scale(large, None), large)
     assert float(scale.rms) == 0
+
+
+def test_a_later_measurement_is_ignored_where_the_scale_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU."""
+    monkeypatch.setattr(_scale, "can_read", lambda _tensor: False)
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    for factor in (0.0, 3.0, 7.0):
+        scale(torch.full((2, 3, 4), factor), None)
+    assert float(scale.rms) == 3
 
 
 class KernelCounter(TorchDispatchMode):
