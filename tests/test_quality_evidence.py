@@ -106,18 +106,15 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     text = evidence.evidence(made_up())
     assert (
         f"- **Raw features, all modalities present**: use **{GRF}**, mean rank 1.5 among 3 "
-        "fusions on "
-        f"2 sets; next is {POOLED} (2.0). GRF is ahead of it on 1 of 2 sets, level on 0 and "
-        "behind on "
-        "1."
+        f"fusions on 2 sets; next is {POOLED} (2.0). GRF is ahead of it on 1 of 2 sets, level on "
+        "0 and behind on 1."
     ) in text
     # Ranks 2 and 1 against 1 and 3.
     assert f"half missing**: use **{GRF}**, mean rank 1.5 among 3 fusions on 2 sets; next" in text
     assert (
         f"**Encoded features, about half missing**: use **{GRF}**, mean rank 1.0 among 2 fusions "
-        "on 1 "
-        f"set; next is {POOLED} (2.0). GRF is ahead of it on 1 of 1 sets, level on 0 and behind "
-        "on 0."
+        f"on 1 set; next is {POOLED} (2.0). GRF is ahead of it on 1 of 1 sets, level on 0 and "
+        "behind on 0."
     ) in text
     worse = [
         summary(
@@ -129,8 +126,7 @@ def test_advice_names_the_best_mean_rank_and_where_grf_is_ahead() -> None:
     text = evidence.evidence(worse)
     assert (
         f"modalities present**: use **{CROSS}**, mean rank 1.0 among 2 fusions on 1 set; {GRF} "
-        "has 2.0. "
-        "GRF is ahead of it on 0 of 1 sets, level on 0 and behind on 1."
+        "has 2.0. GRF is ahead of it on 0 of 1 sets, level on 0 and behind on 1."
     ) in text
 
 
@@ -145,8 +141,7 @@ def test_a_tie_is_no_advice() -> None:
     )
     assert (
         f"present**: **{GRF}** and **{CROSS}** tie, mean rank 1.5 among 2 fusions on 2 sets. GRF "
-        "is "
-        f"ahead of {CROSS} on 1 of 2 sets, level on 1 and behind on 0."
+        f"is ahead of {CROSS} on 1 of 2 sets, level on 1 and behind on 0."
     ) in text
     assert f"about half missing**: use **{GRF}**, mean rank 1.0 among 2" in text
 
@@ -170,10 +165,8 @@ def test_the_fastest_half_is_advised_where_steps_were_timed() -> None:
     # The geometric mean of a quarter and a tenth.
     assert (
         f"**Little time to train**: use {POOLED}. Its training step takes 0.16 times as long as "
-        "GRF's "
-        "(geometric mean of 2 sets). With all modalities present, GRF is ahead of it on 2 of 3 "
-        "sets, "
-        "level on 0 and behind on 1."
+        "GRF's (geometric mean of 2 sets). With all modalities present, GRF is ahead of it on 2 "
+        "of 3 sets, level on 0 and behind on 1."
     ) in text
     assert "Little time" not in evidence.evidence(made_up()[2:])
 
@@ -204,9 +197,8 @@ def test_the_table_has_six_columns_and_a_best_other_for_each_condition() -> None
 def test_conclusions_say_where_grf_is_ahead_of_all_and_where_behind_one() -> None:
     text = evidence.evidence(made_up())
     assert (
-        "1. **Raw features, all modalities present** (2 sets): GRF is ahead of every other fusion "
-        "on "
-        f"1 (mfeat) and behind another fusion on 1 (rosmap: {POOLED})."
+        "1. **Raw features, all modalities present** (2 sets): GRF is ahead of every other "
+        f"fusion on 1 (mfeat) and behind another fusion on 1 (rosmap: {POOLED})."
     ) in text
     assert (
         "2. **Raw features, about half missing** (2 sets): GRF is level with the best on 2."

@@ -44,7 +44,7 @@ class NothingAsked(TorchDispatchMode):
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         assert name not in ASKING, f"{func} asks for a value"
         # Their values are read for the kernel, below what a dispatch mode sees.
-        filled = name.startswith(("masked_fill", "index_fill")) and is_tensor(args[-1])
+        filled = name.startswith(("masked_fill", "index_fill")) and isinstance(args[-1], Tensor)
         assert not filled, f"{func} reads its value"
         sized = name == "repeat_interleave" and kwargs.get("output_size") is None
         chosen = "index" in name and any(map(is_truth, tree_leaves(args[1:])))
@@ -73,12 +73,8 @@ def nothing_waits() -> Iterator[None]:
         yield
 
 
-def is_tensor(leaf: object) -> bool:
-    return isinstance(leaf, Tensor)
-
-
 def is_there(leaf: object) -> bool:
-    return not is_tensor(leaf) or leaf.device == META
+    return not isinstance(leaf, Tensor) or leaf.device == META
 
 
 def is_truth(leaf: object) -> bool:

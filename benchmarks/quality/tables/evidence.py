@@ -65,8 +65,7 @@ def write(summaries: Sequence[Summary], texts: Mapping[str, str], docs: Path) ->
 def _advice(summaries: Sequence[Summary]) -> Iterator[str]:
     yield (
         "Mean ranks are over data sets, among the fusions that ran on all of them. A fusion is "
-        "ahead "
-        "or behind if the 95 % interval of the difference excludes 0."
+        "ahead or behind if the 95 % interval of the difference excludes 0."
     )
     yield ""
     for encoded, features in ((False, "Raw features"), (True, "Encoded features")):
@@ -135,9 +134,8 @@ def _classical(summaries: Sequence[Summary]) -> Iterator[str]:
     if compared:
         where = f"{len(ahead)} of {_sets(compared)}" + (f": {', '.join(ahead)}" if ahead else "")
         yield (
-            f"- **A few statistics per modality may be enough**: fit a linear model and boosting "
-            "on "
-            f"them first, which takes seconds. The best of these models is ahead of {GRF} on "
+            "- **A few statistics per modality may be enough**: fit a linear model and boosting "
+            f"on them first, which takes seconds. The best of these models is ahead of {GRF} on "
             f"{where}."
         )
 
@@ -177,8 +175,7 @@ def _parts(summaries: Sequence[Summary]) -> Iterator[str]:
     yield from ("", "## What each part is worth", "")
     yield (
         f"{GRF} minus {GRF} with one change, with {COMPLETE} / {HALF}. All variants use the "
-        "settings "
-        f"of {GRF}. A star marks an interval that excludes 0."
+        f"settings of {GRF}. A star marks an interval that excludes 0."
     )
     yield ""
 
@@ -224,9 +221,8 @@ def _conclusions(summaries: Sequence[Summary]) -> Iterator[str]:
         )
     yield (
         f"{text}**No correction**: this page rests on {count} intervals of differences between "
-        f"{GRF} "
-        f"and another fusion. If there were no differences, about {0.05 * count:.0f} of them would "
-        f"exclude 0 by chance."
+        f"{GRF} and another fusion. If there were no differences, about {0.05 * count:.0f} of "
+        "them would exclude 0 by chance."
     )
 
 
