@@ -130,7 +130,7 @@ def docstrings(modules: list[ModuleType]) -> dict[str, str]:
 
 
 def private_words(source: str) -> str:
-    """Return the docstrings and comments of a file, without code in backticks."""
+    """Return the docstrings and comments of a file, without code and the names of attributes."""
     found = [
         (ast.get_docstring(node) or "").partition("Examples:")[0]
         for node in ast.walk(ast.parse(source))
@@ -146,7 +146,7 @@ def private_words(source: str) -> str:
         # Lines of one comment are one text.
         found.append(f"{found.pop()} {text}" if line == last + 1 else text)
         last = line
-    return "\n\n".join(without_code(text) for text in found)
+    return "\n\n".join(without_code(re.sub(r"^ +\w+: ", "", x, flags=re.M)) for x in found)
 
 
 PAGES = {
@@ -218,7 +218,10 @@ def test_code_is_no_prose() -> None:
 
 
 def test_words_of_a_file_are_found() -> None:
-    source = '"""A `nobody`."""\n\nx = 1  # bit for\n# bit\n\n\ndef f():\n    """Mend it."""\n'
+    source = (
+        '"""A `nobody`.\n\nAttributes:\n    absent: Not here.\n"""\n\nx = 1  # bit for\n# bit\n\n\n'
+    )
+    source += 'def f():\n    """Mend it."""\n'
     assert len(phrases_to_change(private_words(source))) == 2
 
 

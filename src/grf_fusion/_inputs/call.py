@@ -27,7 +27,7 @@ class Arrival(NamedTuple):
         features: ``(batch, time, d_k)``.
         mask: ``(batch, time)`` bool: real steps, ``None`` for all.
         present: ``(batch,)`` bool: samples that have the modality, ``None`` for all.
-        `absent`: Whether no features were given, which means that no sample has the modality.
+        absent: Whether no features were given, which means that no sample has the modality.
     """
 
     features: Tensor
