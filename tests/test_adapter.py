@@ -351,7 +351,9 @@ class TestAdaptedModel:
 
         for layer in model.host.layers:
             layer.register_forward_pre_hook(wait)
-        with ThreadPoolExecutor(2) as pool:
+        # The default device is that of a thread.
+        device = torch.get_default_device()
+        with ThreadPoolExecutor(2, initializer=torch.set_default_device, initargs=[device]) as pool:
             futures = [pool.submit(model, x, **call) for x, call in inputs]
             found = [future.result() for future in futures]
         assert_same_bits(dict(enumerate(found)), dict(enumerate(alone)))

@@ -173,7 +173,9 @@ class _Hook:
         if present is not None:
             axes = {"batch": len(hidden), "modalities": len(self.declared)}
             present = check_present(OWNER, present, device=hidden.device, **axes)
-            present = present[:, [self.declared.index(name) for name in names]]
+            # A list as an index would be copied to the device, which forces a host-device sync.
+            columns = dict(zip(self.declared, present.unbind(1), strict=True))
+            present = torch.stack([columns[name] for name in names], dim=1)
         features, masks = (
             {name: values[name] for name in names if name in values}
             for values in (given.features, given.masks)
