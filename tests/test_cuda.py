@@ -47,6 +47,8 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
     "a list becomes a tensor": lambda x: torch.tensor([1.0], device=x.device),
 }
 
+# Inductor warns of its decisions, and of a CUDA graph of its own that is empty.
+compiles = pytest.mark.filterwarnings("ignore::UserWarning")
 each_form = pytest.mark.parametrize("form", FORMS)
 Named = dict[str, Tensor]
 
@@ -227,6 +229,7 @@ def test_training_in_half_precision(form: str, dtype: torch.dtype) -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
+@compiles
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("form", FEW)
 def test_compiled_is_eager(form: str) -> None:
@@ -238,6 +241,7 @@ def test_compiled_is_eager(form: str) -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@compiles
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("form", ["default", "residual", "sequence"])
 def test_compiled_into_a_graph_of_cuda_is_eager(form: str) -> None:
@@ -250,6 +254,7 @@ def test_compiled_into_a_graph_of_cuda_is_eager(form: str) -> None:
     assert counters["inductor"]["cudagraph_skips"] == 0
 
 
+@compiles
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_compiled_training_in_half_precision(dtype: torch.dtype) -> None:

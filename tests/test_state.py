@@ -26,6 +26,7 @@ def test_a_trace_can_be_saved() -> None:
     assert all(torch.equal(a, b) for a, b in zip(again[:3], trace[:3], strict=True))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_what_the_first_version_saved_loads(how: str) -> None:
     """Both were written by 0.1.0, which had the classes in another module."""

@@ -82,5 +82,5 @@ def missing_curve(
                 place = drawn.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
                 context = call.run(call.here & (place >= missing))[0]
                 values[missing, column] = measure(OWNER, metric, context)
-    values[0] = values[0, 0]
+    values[0] = values[0, 0].clone()
     return MissingCurve(tuple(range(count)), values)

@@ -61,7 +61,7 @@ def plot_retention(
     heights = torch.stack(bars, dim=1)
     names = ("start", *retention.order)
     colours = (GREY, *choose_colours(len(retention.order)))
-    base = torch.zeros(len(bars))
+    base = heights.new_zeros(len(bars))
     for name, height, colour in zip(names, heights, colours, strict=True):
         patches = ax.bar(
             range(len(bars)), list_of(height), bottom=list_of(base), color=colour, label=name,
