@@ -90,7 +90,7 @@ def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path):
     """On the CPU, tiny: each row is measured, or says why it is not."""
     few = ["--device", "cpu", "--quick", "--each", "0", "--out", str(tmp_path)]
     ours = r"^width 16, 1 layers, batch 2, .* (ours|author's design) \| eager \| bf16 \|"
-    only = rf"{ours}|^3 modalities of length 16, .* captured"
+    only = rf"{ours}|^3 modalities of length 16, .* \| captured"
     results = gpu.main([*few, "--only", only])
     assert Results.read(tmp_path / "gpu.json") == results
     tables = report.markdown(results)
@@ -114,6 +114,7 @@ def test_rows_of_the_gpu_are_measured_one_by_one(tmp_path):
     assert all(row.error.startswith("OutOfTimeError: longer") for row in slow.rows)
     late = gpu.main([*few, "--seconds", "0", "--only", only])
     assert {row.skipped for row in late.rows} == {"not run: the 0 s were over"}
+    assert f"{len(late.rows)} more rows, not run: the 0 s were over." in report.markdown(late)
 
 
 def test_a_row_that_is_stopped_leaves_gradients_on():
@@ -161,6 +162,8 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows():
             record("chain", cases.EARLY, 2.0, cases.CAPTURED),
             record("chain", cases.EARLY, 3.0, cases.COMPILED),
             record("chain", cases.EARLY, 2.5),
+            record("chain", cases.OURS, 3.0, cases.PARTS_CAPTURED),
+            record("chain", cases.EARLY, 2.0, cases.COMPILED_CAPTURED),
             *(
                 record(f"M{time}", cases.OURS, taken, cases.CAPTURED)
                 for time, taken in ((2048, 2.5), (4096, 5.0), (8192, 10.0))
@@ -174,6 +177,7 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows():
         ("1.40", "no"),
         ("45%", "yes"),
         ("2.50", "no"),
+        ("1.50", "yes"),
         ("3.00 GiB", "yes"),
         ("1.00", "yes"),
         (

@@ -1,8 +1,10 @@
 """One graph serves all lengths, batch sizes, masks and patterns of presence; so does an export."""
 
+import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +354,37 @@ class TestInductor:
             assert_same(gradients(fusion, found), gradients(fusion, expected))
         # The pattern matcher of torch 2.6 asks whether a modality is as long as the batch.
         assert graphs() == (3 if torch.__version__.startswith("2.6.") else 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "autocast"),
+    [
+        (GatedRecurrentFusion, True),
+        (GatedRecurrentFusion, False),
+        (partial(ConcatFusion, stage="pooled"), False),
+    ],
+    ids=["default under autocast", "default", "pooled"],
+)
+def test_gradients_in_half_precision_are_as_exact_as_in_eager_mode(
+    make: Callable[..., nn.Module], autocast: bool
+):
+    """Inductor keeps more digits inside a kernel than in its result, so that the two may differ."""
+    exact = make({"text": WIDTHS["text"]}, embed_dim=16, dtype=torch.float64)
+    half = copy.deepcopy(exact).to(torch.float32 if autocast else torch.bfloat16)
+    fast = torch.compile(half, fullgraph=True)
+    call = make_call(("text",), FIRST)
+    found = []
+    for module, run in ((exact, exact), (half, half), (half, fast)):
+        dtype = next(module.parameters()).dtype
+        given = call | {"features": {k: x.to(dtype) for k, x in call["features"].items()}}
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and module is half):
+            loss = run(**given).double().square().sum()
+        loss.backward()
+        slopes = [p.grad.double().flatten() for p in module.parameters() if p.grad is not None]
+        found.append(torch.cat(slopes))
+    eager, compiled_too = ((one - found[0]).norm() for one in found[1:])
+    assert compiled_too < 2 * eager
 
 
 def round_trip(program: torch.export.ExportedProgram) -> nn.Module:

@@ -16,6 +16,7 @@ from grf_fusion import (
     GatedRecurrentFusion,
     SymmetricCrossAttentionBlock,
 )
+from grf_fusion._chain import step as step_module
 from properties import assert_close
 
 WITH_A_BLOCK = ["residual", "paper", "first sequence", "sequence", "paper, sequence"]
@@ -135,6 +136,31 @@ def test_a_part_that_somebody_listens_to_is_called(form: str, packing: Any, how:
         assert len(calls) == steps or (how == "compiled" and len(calls) > steps)
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("ours", [True, False])
+def test_outputs_of_a_compiled_unit_are_not_selected(
+    ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It still is our unit, unlike one with a hook, whose result may be its own state."""
+    torch.compiler.reset()
+    fusion, selections, select = build("default"), [], step_module._select
+
+    def noting(*given: Tensor) -> Tensor:
+        selections.append(given)
+        return select(*given)
+
+    monkeypatch.setattr(step_module, "_select", noting)
+    features = {n: torch.randn(BATCH, t, WIDTHS[n]).double() for n, t in TIMES.items()}
+    expected = fusion(features)
+    fusion.unit.compile(backend="aot_eager")
+    if not ours:
+        fusion.unit.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        assert_close({"": fusion(features)}, {"": expected})
+    assert len(selections) == (0 if ours else len(WIDTHS))
+
+
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("form", MOST_CALLS)
 def test_a_step_is_decided_once(form: str) -> None:
     """No question is asked twice and nothing of our own is checked: few Python calls."""
@@ -172,7 +198,7 @@ def test_a_batch_may_hold_no_sample(form: str, options: dict[str, Any], training
         module = FusionAdapter(WIDTHS, embed_dim=DIM, num_heads=HEADS, **options)
     else:
         module = make(form, **options)
-    call = make_call(torch.device("cpu"))
+    call = make_call(torch.get_default_device())
     parts = call["features"], call["masks"]
     features, masks = ({name: x[:0] for name, x in part.items()} for part in parts)
     module.train(training)
@@ -374,7 +400,7 @@ def test_a_state_keeps_its_type_under_autocast_whatever_a_unit_returns() -> None
     fusion = make("default", unit=Half)
     features = {name: torch.randn(BATCH, t, WIDTHS[name]) for name, t in TIMES.items()}
     name = next(iter(features))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(features[name].device.type, dtype=torch.bfloat16):
         state = fusion.step(None, name, features[name])
     assert state.context.dtype == torch.float32
 

@@ -22,11 +22,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, SymmetricCrossAttentionBlock, mask_from_lengths
+from grf_fusion._chain import step as _step
 from grf_fusion._checks.tracing import version_of
 from grf_fusion._cpu import layout as _layout
 from grf_fusion._cpu import rows as _rows
 from grf_fusion._inputs import lengths as _lengths
+from grf_fusion._inputs import scale as _scale
 from grf_fusion._inputs.lengths import known_lengths, restrict
+from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._layers import block as _block
 from properties import assert_close
 from strategies import examples
@@ -53,8 +56,9 @@ def rows_everywhere(kernel: Callable[..., Tensor] | None = None) -> Iterator[lis
         return laid_out[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_layout, "groups_samples", lambda _: False)
-        patch.setattr(_layout, "lay_out_rows", noting)
+        for module in (_layout, _step):
+            patch.setattr(module, "groups_samples", lambda _: False)
+            patch.setattr(module, "lay_out_rows", noting)
         patch.setattr(_rows, "WORTH_LAUNCHES", 0)
         if kernel is not None:
             patch.setattr(_rows, "varlen_kernel", lambda *_: kernel)
@@ -180,6 +184,7 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, NoWait():
         for module in (_block, importlib.import_module("grf_fusion._inputs.call")):
             patch.setattr(module, "none_if_full", lambda mask: mask)
+        patch.setattr(_scale, "host_copy", lambda _: None)
         yield
 
 
@@ -189,14 +194,15 @@ LENGTHS = {"text": [7, 2, 0, 5], "audio": [1, 11, 3, 0]}
 def make_fusion(**options: Any) -> GatedRecurrentFusion:
     torch.manual_seed(1)
     widths = {"text": 5, "audio": 3, "sensor": 2}
-    sizes: dict[str, Any] = {"embed_dim": DIM, "num_heads": HEADS, "dtype": torch.float64}
-    return GatedRecurrentFusion(widths, **sizes, **({"form": "residual"} | options))
+    if options["form"] != "summary":
+        options["num_heads"] = HEADS
+    return GatedRecurrentFusion(widths, embed_dim=DIM, dtype=torch.float64, **options)
 
 
 def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Features, masks and presence; the sensor has no mask, and one sample is denied its text."""
+    """Features with NaN in padding, masks and presence; the sensor has no mask."""
     features = {
-        name: torch.randn(4, time, width, dtype=torch.float64, requires_grad=True)
+        name: torch.randn(4, time, width, dtype=torch.float64)
         for name, time, width in (("text", 7, 5), ("audio", 11, 3), ("sensor", 3, 2))
     }
     device = torch.get_default_device()
@@ -206,14 +212,20 @@ def make_call() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         )
         for name, of in LENGTHS.items()
     }
+    for name, mask in masks.items():
+        features[name].masked_fill_(~mask.unsqueeze(-1), torch.nan)
+    for values in features.values():
+        values.requires_grad_()
     present = torch.tensor([[False, True, True], [True] * 3, [True, False, True], [True] * 3])
     return features, masks, present
 
 
 FORMS: list[dict[str, Any]] = [
-    {},
+    {"form": "summary"},
+    {"form": "summary", "num_layers": 2, "activation": "relu", "opening": "first"},
+    {"form": "residual"},
     {"form": "paper"},
-    {"norm_first": False, "num_layers": 2},
+    {"form": "residual", "norm_first": False, "num_layers": 2},
 ]
 
 
@@ -228,9 +240,29 @@ def test_a_fusion_on_rows_equals_it_padded_and_waits_for_nothing(
         features, masks, present = make_call()
         with rows_everywhere() as laid_out, no_wait(monkeypatch):
             fused = fusion(features, masks=masks, present=present if who == "some" else None)
-            found.append(results(fusion, {"fused": fused}, features))
+            buffers = dict(fusion.named_buffers())
+            found.append(results(fusion, {"fused": fused}, features) | buffers)
         assert bool(laid_out) == (packing == "auto")
     assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pooled_rows_in_half_precision_are_as_exact_as_padded(dtype: torch.dtype) -> None:
+    lengths = torch.tensor([700, 1, 90])
+    mask = mask_from_lengths(lengths, 800)
+    steps = 100 + torch.randn(3, 800, 4, dtype=torch.float64)
+    layout = _rows.lay_out_rows(steps, mask)
+    exact = layout.pool(layout.pack(steps))
+    for name, found, expected, padded in zip(
+        ("mean", "max"),
+        layout.pool(layout.pack(steps.to(dtype))),
+        exact,
+        (masked_mean(steps.to(dtype), mask), masked_max(steps.to(dtype), mask)),
+        strict=True,
+    ):
+        assert found.dtype == dtype
+        assert torch.equal(found, padded), name
+        torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
 
 
 def test_waiting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +385,7 @@ def test_without_a_counter_of_changes_no_length_is_known(monkeypatch: pytest.Mon
 def test_lengths_stay_known_where_samples_are_denied() -> None:
     features, masks, present = make_call()
     with rows_everywhere() as laid_out:
-        make_fusion()(features, masks=masks, present=present)
+        make_fusion(form="residual")(features, masks=masks, present=present)
     text, audio = laid_out
     assert (len(text.place), len(audio.place)) == (7 + 2 + 1 + 5, 1 + 11 + 3 + 1)
     assert text.mask is not None
@@ -364,7 +396,7 @@ def test_inference_mode_knows_lengths_too() -> None:
     with torch.inference_mode():
         features, masks, present = make_call()
         with rows_everywhere() as laid_out:
-            make_fusion()(features, masks=masks, present=present)
+            make_fusion(form="residual")(features, masks=masks, present=present)
             assert len(laid_out) == 2
         for mask in masks.values():
             assert known_lengths(mask) is not None
@@ -400,7 +432,7 @@ def test_rows_are_laid_out_where_it_pays() -> None:
             assert _layout.worth_packing(copied, packing="auto", width=8) is False
             assert _layout.worth_packing(copied, packing=True, width=8) is True
     masks = [mask_from_lengths(few, 4)]
-    for width, worth in ((2**19, True), (2**18, False)):
+    for width, worth in ((2**21, True), (2**20, False)):
         # Three steps of so many numbers are left out.
         assert _rows.worth_rows(masks, width, share=0.1) is worth
 

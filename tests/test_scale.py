@@ -1,7 +1,9 @@
 """The scale of a modality's features: measured once, ignored afterwards, poisoned by nothing."""
 
 import copy
+import gc
 import math
+import pickle
 
 import pytest
 import torch
@@ -252,6 +254,102 @@ def test_a_known_scale_is_not_measured_again_on_the_cpu() -> None:
     # Two norms, their factor, what is usable, the comparison with 0, a product and a sum.
     measuring = 7
     assert counts[0] - counts[1] == measuring
+
+
+@pytest.fixture
+def device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat the scale as on a GPU, from where a copy arrives at once."""
+    monkeypatch.setattr(_scale, "HOST", ())
+
+
+def count(scale: FeatureScale, factor: float = 1.0) -> int:
+    with KernelCounter() as counter:
+        scale(torch.full((2, 3, 4), factor), None)
+    return counter.count
+
+
+def arrive() -> None:
+    """Wait for copies to the host."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_a_scale_whose_copy_has_arrived_is_not_measured_again() -> None:
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    first = count(scale, 3.0)
+    arrive()
+    assert count(scale, 5.0) < first
+    with torch.no_grad():
+        scale.rms.zero_()
+    assert count(scale, 7.0) == first
+    assert float(scale.rms) == 7
+    count(scale)
+    scale.load_state_dict({"rms": torch.tensor([2.0])})
+    # The host has to learn of the loaded scale; measuring does not change it.
+    assert count(scale, 7.0) == first
+    arrive()
+    assert count(scale, 7.0) < first
+    assert float(scale.rms) == 2
+    scale.rms = torch.zeros(1)
+    count(scale, 11.0)
+    assert float(scale.rms) == pytest.approx(11)
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_what_has_not_arrived_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host far ahead of the device: copies arrive after the third batch."""
+    monkeypatch.setattr(Tensor, "copy_", lambda self, *_, **__: self)
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    measured = [count(scale, factor) for factor in (0.0, 3.0, 7.0)]
+    assert measured[0] == measured[1] == measured[2]
+    copy = _scale.host_copy(scale.rms)
+    assert copy is not None
+    assert float(copy) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(_scale, "HOST", ())
+    copy.fill_(3.0)
+    assert count(scale, 9.0) < measured[0]
+    assert float(scale.rms) == 3
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_copies_of_a_scale_know_nothing_of_it() -> None:
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    first = count(scale, 3.0)
+    for other in (copy.deepcopy(scale), pickle.loads(pickle.dumps(scale))):  # noqa: S301 (our own bytes)
+        assert count(other, 5.0) == first
+        assert float(other.rms) == 3
+    before = len(_scale._copies)
+    del scale, other
+    gc.collect()
+    assert len(_scale._copies) < before
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_a_scale_made_for_inference_is_measured_and_not_sent() -> None:
+    with torch.inference_mode():
+        scale = FeatureScale(device=None, dtype=torch.float32)
+        for factor in (3.0, 5.0):
+            count(scale, factor)
+        assert float(scale.rms) == 3
+    assert _scale.host_copy(scale.rms) is None
+    trained = FeatureScale(device=None, dtype=torch.float32)
+    with torch.inference_mode():
+        count(trained, 0.0)
+    for factor in (3.0, 5.0):
+        count(trained, factor)
+    assert float(trained.rms) == 3
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_nothing_is_sent_from_a_captured_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copies would arrive at every replay, in memory that may be somebody else's by then."""
+    monkeypatch.setattr(_scale, "is_captured", lambda _: True)
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    first = count(scale, 3.0)
+    assert count(scale, 5.0) == first
+    assert _scale.host_copy(scale.rms) is None
 
 
 @pytest.mark.compile

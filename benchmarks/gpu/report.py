@@ -33,17 +33,21 @@ def _lines(results: Results) -> Iterator[str]:
         f"{peak['copy bytes'] / 1e12:.1f} TB/s. Command: `{results.command}`."
     )
     yield from ("", *table(("bar", "measured", "met"), bars(results)))
-    for workload, figure in dict.fromkeys((row.workload, row.figure) for row in results.rows):
-        rows = [row for row in results.rows if (row.workload, row.figure) == (workload, figure)]
+    tried = [row for row in results.rows if row.skipped is None]
+    for workload, figure in dict.fromkeys((row.workload, row.figure) for row in tried):
+        rows = [row for row in tried if (row.workload, row.figure) == (workload, figure)]
         yield from (f"**{workload[0].upper()}{workload[1:]}, {figure}**", "")
         yield from table(HEAD, [_cells(row, results) for row in rows])
+    for reason in dict.fromkeys(row.skipped for row in results.rows if row.skipped is not None):
+        count = sum(row.skipped == reason for row in results.rows)
+        yield from (f"{count} more rows, {reason}.", "")
 
 
 def _cells(row: Row, results: Results) -> tuple[str, ...]:
     names = row.model, row.mode, row.precision
     timing, profile = row.milliseconds, row.profile
     if timing is None:
-        return *names, _plain(row.skipped or row.error or ""), *("" for _ in HEAD[4:])
+        return *names, _plain(row.error or ""), *("" for _ in HEAD[4:])
     operations, share = results.operations(row), results.share(row)
     return (
         *names,

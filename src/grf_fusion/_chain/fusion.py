@@ -96,7 +96,7 @@ class GatedRecurrentFusion(Chain):
         unit: Zero-argument factory that returns the unit, which is called like `GatedFusionUnit`
             with ``return_gate=True``, on the inputs of the form's formula. ``None`` for that unit.
         packing: Whether the block skips padded steps, see `SymmetricCrossAttentionBlock`. With
-            ``form="summary"`` the modalities' networks skip them, on the CPU only.
+            ``form="summary"`` the modalities' networks skip them.
         checkpoint: Whether the block recomputes activations in the backward pass to save memory.
         device: Device of the parameters.
         dtype: Floating-point type of the parameters.

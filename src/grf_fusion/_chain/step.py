@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from grf_fusion._chain.options import OWNER, Mode
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
-from grf_fusion._checks.tracing import is_plain, is_plain_call, is_untouched
+from grf_fusion._checks.tracing import is_eager, is_plain, is_plain_call, is_untouched
 from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.layout import worth_packing
+from grf_fusion._cpu.layout import groups_samples, worth_packing
 from grf_fusion._cpu.real_steps import find_real_steps
+from grf_fusion._cpu.rows import lay_out_rows
 from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.positions import sinusoidal_positions
-from grf_fusion._inputs.projections import add_positions, fill
+from grf_fusion._inputs.projections import add_positions, find_real
 from grf_fusion._inputs.scale import FeatureScale
 from grf_fusion._layers.block import enrich, is_own_block
 from grf_fusion._layers.gate import blend, is_own_unit
@@ -63,9 +64,11 @@ class Context(NamedTuple):
 
 def receive(projection: nn.Linear, arrival: Arrival, dropout: nn.Dropout) -> Incoming:
     """Project a modality and add PE."""
-    features, real = fill(arrival)
+    real = find_real(arrival)
+    # Fill before the projection: a NaN that is masked later makes the gradient of its weight NaN.
+    projected = projection(fill_masked(arrival.features, real))
     return Incoming(
-        drop(dropout, add_positions(projection(features), projection.weight)),
+        drop(dropout, add_positions(projected, projection.weight)),
         real,
         None if arrival.mask is None else unmask_empty(arrival.mask),
         arrival.presence_or_none(),
@@ -81,8 +84,8 @@ def receive_summary(
     packing: bool | Literal["auto"],
 ) -> Incoming:
     """Scale and project a modality, add PE, and summarise it in one step."""
-    features, real = fill(arrival)
-    time, weight = features.shape[1], projection.weight
+    features, real, weight = arrival.features, find_real(arrival), projection.weight
+    time = features.shape[1]
     packed = None
     # A missing modality keeps its empty step. Users' layers get ``(batch, time, dim)``.
     if (
@@ -92,11 +95,14 @@ def receive_summary(
         and type(scale) is FeatureScale
         and is_plain(projection, *cast("list[nn.Linear]", list(summary.hidden)))
         and is_untouched(scale, summary)
-        and is_plain_call(features)
-        and worth_packing([real], packing=packing, width=features.shape[-1])
+        and (is_plain_call if groups_samples(real.device) else is_eager)(features)
+        and worth_packing([real], packing=packing, width=projection.out_features)
     ):
-        packed = find_real_steps(real)
-        features, real = packed.pack(features), None
+        on_cpu = groups_samples(real.device)
+        packed = find_real_steps(real) if on_cpu else lay_out_rows(features, real)
+        features, real = packed.take(features)
+    else:
+        features = fill_masked(features, real)
     projected = projection(scale(features, real))
     dim, dtype = projected.shape[-1], torch.promote_types(projected.dtype, weight.dtype)
     positions = sinusoidal_positions(time, dim, device=weight.device, dtype=dtype)
@@ -112,9 +118,9 @@ def receive_summary(
 
 def open_as_sequence(projection: nn.Linear, arrival: Arrival) -> Context:
     """Open the context with the steps of a modality, without positions."""
-    features, real = fill(arrival)
+    real = find_real(arrival)
     # Under autocast the projection has half precision; the context has the dtype of the weights.
-    projected = projection(features)
+    projected = projection(fill_masked(arrival.features, real))
     wide = torch.promote_types(projected.dtype, projection.weight.dtype)
     values = fill_masked(projected, real).to(wide)
     return Context(values, _ones(values, values.shape[1]) if real is None else real)
@@ -228,7 +234,7 @@ def _call_unit(unit: nn.Module, state: Tensor, update: Tensor) -> tuple[Tensor, 
     if is_own_unit(unit, state):
         return *blend(unit, state, update), True
     value = unit(state, update, return_gate=True)
-    return *_pair("unit()", value, (state, state)), False
+    return *_pair("unit()", value, (state, state)), is_own_unit(unit, state, compiled=True)
 
 
 def _ones(like: Tensor, time: int) -> Tensor:

@@ -22,16 +22,27 @@ COMPILED = "_compiled_call_impl"
 def is_plain_call(x: Tensor, *, fewest: int = 0) -> bool:
     """Whether ``x`` is a plain float32 or float64 CPU tensor with at least ``fewest`` entries.
 
-    False while tracing, under autocast, under the transforms of `torch.func` and in forward-mode
-    differentiation. All of them rewrite PyTorch's own operations and cannot rewrite ours.
+    False under autocast and where `is_eager` is False.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.numel() >= fewest
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and is_eager(x)
+    )
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether the operations on a plain tensor run as they are written.
+
+    False while tracing, under the transforms of `torch.func` and in forward-mode differentiation.
+    All of them rewrite PyTorch's own operations and cannot rewrite ours.
     """
     return (
         not torch.compiler.is_compiling()
-        and x.numel() >= fewest
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
         and type(x) in (Tensor, nn.Parameter)
-        and not torch.is_autocast_enabled("cpu")
+        and not x.is_meta
         and not is_transformed()
         and not torch.jit.is_tracing()
         and not is_recorded()
@@ -92,8 +103,10 @@ def is_plain(*projections: nn.Module) -> bool:
     )
 
 
-def is_untouched(*modules: nn.Module) -> bool:
+def is_untouched(*modules: nn.Module, compiled: bool = False) -> bool:
     """Whether calling each module only runs the ``forward`` of its class.
+
+    With ``compiled=True`` the module may have been compiled by `torch.nn.Module.compile`.
 
     PyTorch has no public check. Global module hooks, which are meant for profiling, are ignored, as
     in PyTorch's own fast paths. Otherwise `FlopCounterMode`, which uses them, would measure a
@@ -101,7 +114,9 @@ def is_untouched(*modules: nn.Module) -> bool:
     """
     # A forward pre-hook may set the weight, as weight_norm does. Tracing ignores the other changes.
     tracing = torch.compiler.is_compiling()
-    names = FORWARD_HOOKS if tracing else (*FORWARD_HOOKS, *BACKWARD_HOOKS, COMPILED)
+    names = FORWARD_HOOKS if tracing else (*FORWARD_HOOKS, *BACKWARD_HOOKS)
+    if not (tracing or compiled):
+        names = (*names, COMPILED)
     for module in modules:
         for name in names:
             if getattr(module, name, True):

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from grf_fusion._cpu.rows import scatter
+from grf_fusion._inputs.masks import masked_max
+
 
 class RealSteps(NamedTuple):
     """Positions of the real steps; a sample without a real step has no rows.
@@ -18,16 +21,26 @@ class RealSteps(NamedTuple):
         sample: ``(rows,)``: sample of each row.
         step: ``(rows,)``: index of each row along time.
         lengths: ``(batch, 1)``: number of real steps of each sample.
+        shape: ``(batch, time)``.
     """
 
     place: Tensor
     sample: Tensor
     step: Tensor
     lengths: Tensor
+    shape: tuple[int, int]
 
     def pack(self, steps: Tensor) -> Tensor:
         """Return the rows of ``(batch, time, dim)``."""
         return steps.flatten(0, 1).index_select(0, self.place)
+
+    def take(self, steps: Tensor) -> tuple[Tensor, None]:
+        """Return the rows of ``(batch, time, dim)``, and None, because all of them are real."""
+        return self.pack(steps), None
+
+    def pool(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and maximum over the real steps, ``(batch, dim)``; 0 if a sample has none."""
+        return self.mean(rows), self.max(rows)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Mean over the real steps, ``(batch, dim)``; 0 if a sample has none."""
@@ -36,15 +49,13 @@ class RealSteps(NamedTuple):
 
     def max(self, rows: Tensor) -> Tensor:
         """Maximum over the real steps, ``(batch, dim)``; 0 if a sample has none."""
-        # The start is not 0, because a maximum of 0 would share its gradient with it. The fused
-        # `segment_reduce` is faster but cannot be differentiated twice.
-        start = rows.new_full((len(self.lengths), rows.shape[1]), -torch.inf)
-        sample = self.sample.unsqueeze(1).expand_as(rows)
-        largest = start.scatter_reduce(0, sample, rows, "amax")
-        return largest.masked_fill(self.lengths == 0, 0.0)
+        steps = scatter(rows, self.place, self.shape, fill=-torch.inf)
+        return masked_max(steps, None).masked_fill(self.lengths == 0, 0.0)
 
 
 def find_real_steps(mask: Tensor) -> RealSteps:
     """Find the real steps of a mask ``(batch, time)``; on a GPU this forces a host-device sync."""
     sample, step = mask.nonzero(as_tuple=True)
-    return RealSteps(sample * mask.shape[1] + step, sample, step, mask.sum(dim=1, keepdim=True))
+    batch, time = mask.shape
+    lengths = mask.sum(dim=1, keepdim=True)
+    return RealSteps(sample * time + step, sample, step, lengths, (batch, time))

@@ -114,7 +114,7 @@ def fill_masked(values: Tensor, mask: Tensor | None) -> Tensor:
         - values: ``(batch, time, dim)``
         - mask: ``(batch, time)`` or ``None`` for all real
     """
-    return values if mask is None else values.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return values if mask is None else torch.where(mask.unsqueeze(-1), values, 0.0)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -137,14 +137,23 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
     """Maximum over the real steps; 0 if a sample has none.
 
+    The gradient goes to the first step that has the maximum.
+
     Shape:
         - values: ``(batch, time, dim)``
         - mask: ``(batch, time)`` or ``None`` for all real
         - output: ``(batch, dim)``
     """
+    if mask is not None:
+        values = torch.where(mask.unsqueeze(-1), values, -torch.inf)
+    if torch.is_grad_enabled() and values.requires_grad:
+        # The gradient of `amax` looks for steps that equal the maximum. Compiled code may compute
+        # the steps again without rounding them as the maximum was. Then it divides by 0 steps.
+        largest = values.max(dim=1).values
+    else:
+        largest = values.amax(dim=1)
     if mask is None:
-        return values.amax(dim=1)
-    largest = values.masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+        return largest
     return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
 
 

@@ -32,14 +32,13 @@ class Received(NamedTuple):
         return masked_mean(self.steps, self.real)
 
 
-def fill(arrival: Arrival) -> tuple[Tensor, Tensor | None]:
-    """Return features and the mask of real steps; padded and missing steps are 0."""
+def find_real(arrival: Arrival) -> Tensor | None:
+    """Return the mask of real steps, ``(batch, time)``; ``None`` if all are real."""
     features, real, present, _ = arrival
-    if present is not None:
-        column = present.unsqueeze(1).expand(features.shape[:2])
-        real = column if real is None else restrict(real, column)
-    # Fill before the projection: a NaN that is masked later still makes the weights' gradient NaN.
-    return fill_masked(features, real), real
+    if present is None:
+        return real
+    column = present.unsqueeze(1).expand(features.shape[:2])
+    return column if real is None else restrict(real, column)
 
 
 def add_positions(sequence: Tensor, like: Tensor) -> Tensor:
@@ -68,7 +67,9 @@ def project_all(projections: nn.ModuleDict, arrivals: Mapping[str, Arrival]) -> 
     """Project every modality, in declared order, after filling padded and missing steps with 0."""
     received: dict[str, Received] = {}
     for name, arrival in arrivals.items():
-        features, real = fill(arrival)
+        real = find_real(arrival)
+        # A NaN that is masked only after the projection makes the gradient of its weight NaN.
+        features = fill_masked(arrival.features, real)
         received[name] = Received(projections[name](features), real, arrival.presence())
     return received
 

@@ -5,10 +5,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, linalg, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from grf_fusion._checks.tracing import can_read, is_transformed
+from grf_fusion._checks.tracing import can_read, is_captured, is_transformed, version_of
 
+# Devices whose memory Python reads without a host-device sync.
+HOST = ("cpu",)
+# Copies of scales in host memory, each with the version of the scale.
+_copies = cast("dict[Tensor, tuple[Tensor, object]]", WeakTensorKeyDictionary())
 vector_norm = cast("Callable[..., Tensor]", linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
 
 
@@ -41,18 +46,15 @@ class FeatureScale(nn.Module):
             - real: ``(batch, time)`` bool, ``None`` for all
             - output: as ``features``
         """
-        if self.training:
+        copy = host_copy(self.rms)
+        if self.training and (copy is None or not bool(copy != 0)) and not is_transformed():
             with torch.no_grad():
                 self._measure(features, real)
+            send_to_host(self.rms, copy)
         # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
         return features / (self.rms + (self.rms == 0)).squeeze(0)
 
     def _measure(self, features: Tensor, real: Tensor | None) -> None:
-        # Only on the CPU is the number read without a host-device sync. On other devices the scale
-        # is measured at every call, with as few kernels as possible, and ignored once it is set.
-        known = can_read(self.rms) and self.rms.device.type == "cpu" and bool(self.rms != 0)
-        if known or is_transformed():
-            return
         wide = torch.promote_types(features.dtype, torch.float32)
         # Two norms, because with a single one Inductor compiles an extra graph for small batches.
         norms = vector_norm(features, dim=tuple(range(1, features.ndim)), dtype=wide)
@@ -63,3 +65,36 @@ class FeatureScale(nn.Module):
         usable = (vector_norm(norms) * factor).to(self.rms.dtype).nan_to_num(posinf=0.0)
         # Not `masked_fill_`: with a tensor as its value it forces a host-device sync.
         self.rms.add_(usable * (self.rms == 0))
+
+
+def host_copy(scale: Tensor) -> Tensor | None:
+    """Return the scale in host memory, 0 as long as it has not arrived there.
+
+    ``None`` if the scale was never sent or has changed since.
+    """
+    if not can_read(scale):
+        return None
+    if scale.device.type in HOST:
+        return scale
+    copy, version = _copies.get(scale, (None, None))
+    return None if version is None or version != version_of(scale) else copy
+
+
+def send_to_host(scale: Tensor, copy: Tensor | None) -> None:
+    """Copy the scale to host memory without waiting, into ``copy`` if there is one.
+
+    The host then learns that the scale is set, and later batches are not measured. Until the copy
+    has arrived, measuring changes nothing. During the capture of a CUDA graph nothing is sent.
+    """
+    if not can_read(scale) or scale.device.type in HOST or is_captured(scale.device):
+        return
+    # PyTorch counts no changes of inference tensors, and subclasses may have no address.
+    if type(scale) is not Tensor or scale.is_inference():
+        return
+    with torch.inference_mode(mode=False):
+        if copy is None:
+            # The copy is asynchronous only to pinned memory.
+            pinned = scale.device.type == "cuda"
+            copy = torch.zeros(1, dtype=scale.dtype, device="cpu", pin_memory=pinned)
+        copy.copy_(scale, non_blocking=True)
+    _copies[scale] = copy, version_of(scale)

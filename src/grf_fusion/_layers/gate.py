@@ -180,12 +180,17 @@ def blend(unit: GatedFusionUnit, state: Tensor, update: Tensor) -> tuple[Tensor,
     return blended if unit.norm is None else unit.norm(blended), gate
 
 
-def is_own_unit(unit: nn.Module, state: Tensor) -> TypeGuard[GatedFusionUnit]:
-    """Whether calling the unit only runs our ``forward``, whose checks this state passes."""
+def is_own_unit(
+    unit: nn.Module, state: Tensor, *, compiled: bool = False
+) -> TypeGuard[GatedFusionUnit]:
+    """Whether calling the unit only runs our ``forward``, whose checks this state passes.
+
+    With ``compiled=True`` the unit may have been compiled by `torch.nn.Module.compile`.
+    """
     if torch.compiler.is_compiling() or type(unit) is not GatedFusionUnit:
         return False
     weight = cast(object, unit.linear.weight)
     if not isinstance(weight, Tensor) or state.shape[-1] != unit.embed_dim:
         return False
     same = weight.dtype == state.dtype and weight.device == state.device
-    return same and is_untouched(unit)
+    return same and is_untouched(unit, compiled=compiled)

@@ -8,6 +8,7 @@ from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
 from grf_fusion._cpu.real_steps import RealSteps
+from grf_fusion._cpu.rows import Rows
 from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._layers.decoder import ACTIVATIONS
 
@@ -46,7 +47,7 @@ class ModalitySummary(nn.Module):
 
     @override
     def forward(
-        self, steps: Tensor, mask: Tensor | None, packed: RealSteps | None = None
+        self, steps: Tensor, mask: Tensor | None, packed: RealSteps | Rows | None = None
     ) -> Tensor:
         """Return one vector per sample; if the steps are rows, ``packed`` has their positions.
 
@@ -62,5 +63,5 @@ class ModalitySummary(nn.Module):
         if packed is None:
             both = masked_mean(steps, mask), masked_max(steps, mask)
         else:
-            both = packed.mean(steps), packed.max(steps)
+            both = packed.pool(steps)
         return self.norm(self.output(self.dropout(torch.cat(both, dim=-1))))
