@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from benchmarks.collate import CASES, Case, draw
 from benchmarks.collate import by_hand as made_by_hand
 from grf_fusion import Batch, GatedRecurrentFusion, ShapeError, collate
+from grf_fusion._inputs import lengths as _lengths
 from grf_fusion._inputs import samples as checks
 from grf_fusion.baselines import (
     ConcatFusion,
@@ -360,6 +361,26 @@ def test_a_batch_moves() -> None:
     assert moved.extras["id"] == ["a", "b"]
     same = batch.to(torch.device("cpu"))
     assert all(x is y for x, y in zip(flat(same).values(), flat(batch).values(), strict=True))
+
+
+def test_lengths_of_a_moved_batch_are_known() -> None:
+    """So that a GPU computes only real steps; masks that somebody has changed are copied."""
+    batch = a_batch()
+    for _ in range(2):
+        # A worker of a data loader sends a copy.
+        moved = batch.to("meta")
+        known = {name: _lengths._noted[mask][0] for name, mask in moved.masks.items()}
+        assert {name: of.host for name, of in known.items()} == {
+            name: tuple(mask.sum(dim=1).tolist()) for name, mask in batch.masks.items()
+        }
+        assert all(of.exact and of.lengths.is_meta for of in known.values())
+        batch = pickle.loads(pickle.dumps(batch))  # noqa: S301 (our own bytes)
+    batch.masks["text"][0, 0] = False
+    holes = batch.to("meta").masks["text"]
+    assert holes.is_meta
+    assert holes not in _lengths._noted
+    again = moved.to(torch.device("meta"))
+    assert all(again.masks[name] is mask for name, mask in moved.masks.items())
 
 
 def test_memory_is_pinned_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:

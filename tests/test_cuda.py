@@ -25,8 +25,10 @@ from grf_fusion import (
     FusionState,
     GatedRecurrentFusion,
     ModalityDropout,
+    collate,
     modulate_gradients,
 )
+from grf_fusion._cpu import rows
 from grf_fusion.checkpoints import load_checkpoint, save_checkpoint
 from properties import assert_close, assert_same_bits
 from reference import FusionConfig
@@ -372,6 +374,27 @@ def test_a_state_moves_to_the_gpu_and_back() -> None:
         state = one.step(state, name, features.to(place), mask=mask, present=present)
     assert state is not None
     assert_close({"": fusion.readout(state)}, {"": expected})
+
+
+def test_a_moved_batch_is_fused_without_padding() -> None:
+    generator = torch.Generator("cpu").manual_seed(0)
+    samples = [
+        {name: torch.randn(time, width, generator=generator, device="cpu")}
+        for time in (3, 90, 20, 7)
+        for name, width in WIDTHS.items()
+    ]
+    batch = collate(samples, WIDTHS)
+    fusion = GatedRecurrentFusion(WIDTHS, embed_dim=DIM, num_heads=HEADS).eval()
+    expected = fusion(batch.features, masks=batch.masks, present=batch.present)
+    twin, moved = copy.deepcopy(fusion).to(CUDA), batch.pin_memory().to(CUDA, non_blocking=True)
+    torch.cuda.synchronize()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "WORTH_LAUNCHES", 0)
+        masks = list(moved.masks.values())
+        assert rows.worth_rows(masks, DIM, share=0.1)
+        with nothing_waits():
+            found = twin(moved.features, masks=moved.masks, present=moved.present)
+    assert_close({"": found.to(CPU)}, {"": expected})
 
 
 @pytest.mark.parametrize(("there", "here"), [(CUDA, CPU), (CPU, CUDA)])

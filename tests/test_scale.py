@@ -260,6 +260,7 @@ def test_a_known_scale_is_not_measured_again_on_the_cpu() -> None:
 def device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat the scale as on a GPU, from where a copy arrives at once."""
     monkeypatch.setattr(_scale, "HOST", ())
+    monkeypatch.setattr(_scale, "SENDING", ("cpu", "cuda"))
 
 
 def count(scale: FeatureScale, factor: float = 1.0) -> int:
@@ -306,11 +307,19 @@ def test_what_has_not_arrived_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     copy = _scale.host_copy(scale.rms)
     assert copy is not None
     assert float(copy) == 0
-    monkeypatch.undo()
-    monkeypatch.setattr(_scale, "HOST", ())
-    copy.fill_(3.0)
+    copy.zero_().add_(3.0)
     assert count(scale, 9.0) < measured[0]
     assert float(scale.rms) == 3
+
+
+def test_devices_of_other_kinds_measure_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether their copies wait is not known."""
+    monkeypatch.setattr(_scale, "HOST", ())
+    monkeypatch.setattr(_scale, "SENDING", ())
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    assert count(scale, 3.0) == count(scale, 5.0)
+    assert float(scale.rms) == 3
+    assert _scale.host_copy(scale.rms) is None
 
 
 @pytest.mark.usefixtures("device_memory")

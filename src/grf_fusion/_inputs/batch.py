@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from grf_fusion._checks.tracing import can_read
+from grf_fusion._inputs.masks import mask_from_lengths
+
 
 class Batch(NamedTuple):
     """A batch of samples with missing modalities, from `collate`.
@@ -29,6 +32,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Batch":
         """Move every tensor to a device.
 
+        A mask on the CPU is made again on the device by `mask_from_lengths`, so that fusions can
+        skip padded steps there. If you changed the mask, so that real steps do not come first, it
+        is copied.
+
         Args:
             device: The device.
             non_blocking: Whether copies from pinned memory may be asynchronous.
@@ -36,7 +43,9 @@ class Batch(NamedTuple):
         Returns:
             A new batch. Tensors that are already on the device are shared.
         """
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        again = {name: _remake(mask, moved.masks[name]) for name, mask in self.masks.items()}
+        return moved._replace(masks=again)
 
     def pin_memory(self) -> "Batch":
         """Copy every tensor to page-locked memory, for asynchronous copies to a GPU.
@@ -55,6 +64,16 @@ class Batch(NamedTuple):
         return Batch(
             each(self.features), each(self.masks), function(self.present), each(self.extras)
         )
+
+
+def _remake(mask: Tensor, moved: Tensor) -> Tensor:
+    """Make the mask that was moved to a device again, with lengths that the host knows."""
+    if mask.device.type != "cpu" or moved.device.type == "cpu" or not can_read(mask):
+        return moved
+    lengths = mask.sum(dim=1)
+    if not torch.equal(mask, mask_from_lengths(lengths, mask.shape[1])):
+        return moved
+    return mask_from_lengths(lengths, mask.shape[1], device=moved.device)
 
 
 # Pickled under its public name, and registered because `torch.load` refuses other classes.

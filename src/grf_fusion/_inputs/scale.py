@@ -10,8 +10,9 @@ from typing_extensions import override
 
 from grf_fusion._checks.tracing import can_read, is_captured, is_transformed, version_of
 
-# Devices whose memory Python reads without a host-device sync.
-HOST = ("cpu",)
+# Devices whose memory Python reads without a host-device sync, and those that copy to pinned memory
+# without waiting.
+HOST, SENDING = ("cpu",), ("cuda",)
 # Copies of scales in host memory, each with the version of the scale.
 _copies = cast("dict[Tensor, tuple[Tensor, object]]", WeakTensorKeyDictionary())
 vector_norm = cast("Callable[..., Tensor]", linalg.vector_norm)  # pyright: ignore[reportUnknownMemberType]
@@ -46,11 +47,12 @@ class FeatureScale(nn.Module):
             - real: ``(batch, time)`` bool, ``None`` for all
             - output: as ``features``
         """
-        copy = host_copy(self.rms)
-        if self.training and (copy is None or not bool(copy != 0)) and not is_transformed():
-            with torch.no_grad():
-                self._measure(features, real)
-            send_to_host(self.rms, copy)
+        if self.training:
+            copy = host_copy(self.rms)
+            if (copy is None or not bool(copy != 0)) and not is_transformed():
+                with torch.no_grad():
+                    self._measure(features, real)
+                send_to_host(self.rms, copy)
         # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
         return features / (self.rms + (self.rms == 0)).squeeze(0)
 
@@ -86,14 +88,13 @@ def send_to_host(scale: Tensor, copy: Tensor | None) -> None:
     The host then learns that the scale is set, and later batches are not measured. Until the copy
     has arrived, measuring changes nothing. During the capture of a CUDA graph nothing is sent.
     """
-    if not can_read(scale) or scale.device.type in HOST or is_captured(scale.device):
+    if scale.device.type not in SENDING or not can_read(scale) or is_captured(scale.device):
         return
     # PyTorch counts no changes of inference tensors, and subclasses may have no address.
     if type(scale) is not Tensor or scale.is_inference():
         return
     with torch.inference_mode(mode=False):
         if copy is None:
-            # The copy is asynchronous only to pinned memory.
             pinned = scale.device.type == "cuda"
             copy = torch.zeros(1, dtype=scale.dtype, device="cpu", pin_memory=pinned)
         copy.copy_(scale, non_blocking=True)
