@@ -50,8 +50,9 @@ class NothingAsked(TorchDispatchMode):
         chosen = "index" in name and any(map(is_truth, tree_leaves(args[1:])))
         known = not sized and not chosen
         assert known, f"{func} asks for a size"
+        # The checkpoints of PyTorch 2.6 make an empty tensor on the host, which waits for nothing.
         there = all(map(is_there, tree_leaves((args, kwargs)))) and kwargs.get("device") != HOST
-        assert there, f"{func} is of the host"
+        assert there or name == "empty", f"{func} is of the host"
         return func(*args, **kwargs)
 
 
