@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from benchmarks.collate import CASES, Case, draw
 from benchmarks.collate import by_hand as made_by_hand
 from grf_fusion import Batch, GatedRecurrentFusion, ShapeError, collate
+from grf_fusion._inputs import batch as _batch
 from grf_fusion._inputs import lengths as _lengths
 from grf_fusion._inputs import samples as checks
 from grf_fusion.baselines import (
@@ -363,6 +364,12 @@ def test_a_batch_moves() -> None:
     assert all(x is y for x, y in zip(flat(same).values(), flat(batch).values(), strict=True))
 
 
+@pytest.fixture
+def remade(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_batch, "REMAKING", ("meta",))
+
+
+@pytest.mark.usefixtures("remade")
 def test_lengths_of_a_moved_batch_are_known() -> None:
     """So that a GPU computes only real steps; masks that somebody has changed are copied."""
     batch = a_batch()
@@ -381,6 +388,32 @@ def test_lengths_of_a_moved_batch_are_known() -> None:
     assert holes not in _lengths._noted
     again = moved.to(torch.device("meta"))
     assert all(again.masks[name] is mask for name, mask in moved.masks.items())
+
+
+@pytest.mark.usefixtures("remade")
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        torch.full((2, 3), 0.5),
+        torch.tensor([[1, 0, 0], [1, 1, 0]]),
+        torch.tensor([[9, 0, 0], [1, 1, 0]]),
+        torch.ones(3, dtype=torch.bool),
+        torch.ones(2, 3, 1, dtype=torch.bool),
+        torch.ones(2, 0, dtype=torch.bool),
+        torch.ones(2, 3, dtype=torch.bool, device="meta"),
+    ],
+    ids=["none", "weights", "integers", "counts", "one axis", "three axes", "no time", "moved"],
+)
+def test_a_mask_of_somebody_else_is_moved_as_it_is(mask: Tensor | None) -> None:
+    batch = a_batch()
+    batch.masks["text"] = mask
+    moved = batch.to("meta").masks["text"]
+    if mask is None:
+        assert moved is None
+    else:
+        assert (moved.shape, moved.dtype, moved.is_meta) == (mask.shape, mask.dtype, True)
+        assert moved not in _lengths._noted
 
 
 def test_memory_is_pinned_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:

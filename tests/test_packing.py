@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import strategies
@@ -536,6 +537,33 @@ def test_a_block_that_is_written_down_takes_any_number_of_samples(packing: Any) 
     graph = make_fx(call, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*pair)
     more = tuple(x.repeat(2, 1, 1) for x in pair)
     torch.testing.assert_close(graph(*more), call(*more))
+
+
+class LargestOutput(TorchDispatchMode):
+    """Notes the number of entries of the largest tensor that an operation makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_long_sample_makes_no_other_sample_long(training: bool) -> None:
+    layout = find_real_steps(mask_from_lengths(torch.tensor([500, *[2] * 30, 0]), 500))
+    rows = torch.randn(len(layout.place), 3, dtype=torch.float64, requires_grad=training)
+    with LargestOutput() as largest:
+        mean, most = layout.pool(rows)
+        if training:
+            (mean + most).sum().backward()
+    assert largest.entries <= rows.numel()
+    parts = rows.detach().split(layout.lengths.flatten().tolist())
+    for found, expected in zip(most, parts, strict=True):
+        assert torch.equal(found, expected.amax(0) if len(expected) else torch.zeros(3).double())
 
 
 def test_packed_summary_can_be_differentiated_twice() -> None:

@@ -323,6 +323,17 @@ def test_devices_of_other_kinds_measure_every_batch(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("device_memory")
+def test_processes_that_share_buffers_measure_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DistributedDataParallel may write another scale, or 0, without a change of the version."""
+    scale = FeatureScale(device=None, dtype=torch.float32)
+    count(scale, 3.0)
+    monkeypatch.setattr(_scale, "is_distributed", lambda: True)
+    scale.rms.data.zero_()
+    count(scale, 5.0)
+    assert float(scale.rms) == pytest.approx(5)
+
+
+@pytest.mark.usefixtures("device_memory")
 def test_copies_of_a_scale_know_nothing_of_it() -> None:
     scale = FeatureScale(device=None, dtype=torch.float32)
     first = count(scale, 3.0)

@@ -9,9 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from grf_fusion._cpu.rows import scatter
-from grf_fusion._inputs.masks import masked_max
-
 
 class RealSteps(NamedTuple):
     """Positions of the real steps; a sample without a real step has no rows.
@@ -21,14 +18,12 @@ class RealSteps(NamedTuple):
         sample: ``(rows,)``: sample of each row.
         step: ``(rows,)``: index of each row along time.
         lengths: ``(batch, 1)``: number of real steps of each sample.
-        shape: ``(batch, time)``.
     """
 
     place: Tensor
     sample: Tensor
     step: Tensor
     lengths: Tensor
-    shape: tuple[int, int]
 
     def pack(self, steps: Tensor) -> Tensor:
         """Return the rows of ``(batch, time, dim)``."""
@@ -49,13 +44,21 @@ class RealSteps(NamedTuple):
 
     def max(self, rows: Tensor) -> Tensor:
         """Maximum over the real steps, ``(batch, dim)``; 0 if a sample has none."""
-        steps = scatter(rows, self.place, self.shape, fill=-torch.inf)
-        return masked_max(steps, None).masked_fill(self.lengths == 0, 0.0)
+        sample = self.sample.unsqueeze(1).expand_as(rows)
+        start = rows.new_full((len(self.lengths), rows.shape[1]), -torch.inf)
+        largest = start.scatter_reduce(0, sample, rows.detach(), "amax")
+        if len(rows) and rows.requires_grad and torch.is_grad_enabled():
+            # As in `masked_max`, the first step that has the maximum gets the gradient.
+            number = torch.arange(len(rows), dtype=torch.int32, device=rows.device).unsqueeze(1)
+            hit = rows.detach() == largest.index_select(0, self.sample)
+            number = torch.where(hit, number, len(rows) - 1)
+            last = torch.full_like(start, len(rows) - 1, dtype=torch.int32)
+            first = last.scatter_reduce(0, sample, number, "amin")
+            largest = rows.gather(0, first.to(torch.int64))
+        return largest.masked_fill(self.lengths == 0, 0.0)
 
 
 def find_real_steps(mask: Tensor) -> RealSteps:
     """Find the real steps of a mask ``(batch, time)``; on a GPU this forces a host-device sync."""
     sample, step = mask.nonzero(as_tuple=True)
-    batch, time = mask.shape
-    lengths = mask.sum(dim=1, keepdim=True)
-    return RealSteps(sample * time + step, sample, step, lengths, (batch, time))
+    return RealSteps(sample * mask.shape[1] + step, sample, step, mask.sum(dim=1, keepdim=True))

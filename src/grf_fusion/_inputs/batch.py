@@ -9,6 +9,9 @@ from torch import Tensor
 from grf_fusion._checks.tracing import can_read
 from grf_fusion._inputs.masks import mask_from_lengths
 
+# Devices on which masks are made again.
+REMAKING = ("cuda",)
+
 
 class Batch(NamedTuple):
     """A batch of samples with missing modalities, from `collate`.
@@ -32,9 +35,8 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Batch":
         """Move every tensor to a device.
 
-        A mask on the CPU is made again on the device by `mask_from_lengths`, so that fusions can
-        skip padded steps there. If you changed the mask, so that real steps do not come first, it
-        is copied.
+        On a CUDA device the masks of `collate` are made again by `mask_from_lengths`, so that
+        fusions can skip padded steps. Masks that you changed are copied.
 
         Args:
             device: The device.
@@ -67,8 +69,10 @@ class Batch(NamedTuple):
 
 
 def _remake(mask: Tensor, moved: Tensor) -> Tensor:
-    """Make the mask that was moved to a device again, with lengths that the host knows."""
-    if mask.device.type != "cpu" or moved.device.type == "cpu" or not can_read(mask):
+    """Make a mask again that was moved from the CPU, with lengths that the host knows."""
+    if type(moved) is not Tensor or moved.device.type not in REMAKING or not can_read(mask):
+        return moved
+    if mask.device.type != "cpu" or mask.dtype != torch.bool or mask.ndim != 2 or not mask.numel():
         return moved
     lengths = mask.sum(dim=1)
     if not torch.equal(mask, mask_from_lengths(lengths, mask.shape[1])):

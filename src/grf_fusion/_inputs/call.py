@@ -150,7 +150,10 @@ def check_step(
         )
     if present is not None:
         present = check_present(owner, present, batch=batch, device=like.device)
-    return absent(batch, dim, like) if arrival is None else arrival._replace(present=present)
+    if arrival is None:
+        return absent(batch, dim, like)
+    # PyTorch 2.6 cannot compile `_replace`.
+    return Arrival(arrival.features, arrival.mask, present)
 
 
 def check_call(

@@ -146,7 +146,7 @@ def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is not None:
         values = torch.where(mask.unsqueeze(-1), values, -torch.inf)
-    if torch.is_grad_enabled() and values.requires_grad:
+    if torch.is_grad_enabled() and (values.requires_grad or is_transformed()):
         # The gradient of `amax` looks for steps that equal the maximum. Compiled code may compute
         # the steps again without rounding them as the maximum was. Then it divides by 0 steps.
         largest = values.max(dim=1).values

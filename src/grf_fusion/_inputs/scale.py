@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, linalg, nn
+from torch import distributed as dist
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
@@ -72,14 +73,21 @@ class FeatureScale(nn.Module):
 def host_copy(scale: Tensor) -> Tensor | None:
     """Return the scale in host memory, 0 as long as it has not arrived there.
 
-    ``None`` if the scale was never sent or has changed since.
+    ``None`` if the scale was never sent, has changed since, or may change unnoticed.
     """
     if not can_read(scale):
         return None
     if scale.device.type in HOST:
         return scale
+    if is_distributed():
+        return None
     copy, version = _copies.get(scale, (None, None))
     return None if version is None or version != version_of(scale) else copy
+
+
+def is_distributed() -> bool:
+    """Whether DistributedDataParallel may write to buffers, which does not change their version."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def send_to_host(scale: Tensor, copy: Tensor | None) -> None:
@@ -91,7 +99,7 @@ def send_to_host(scale: Tensor, copy: Tensor | None) -> None:
     if scale.device.type not in SENDING or not can_read(scale) or is_captured(scale.device):
         return
     # PyTorch counts no changes of inference tensors, and subclasses may have no address.
-    if type(scale) is not Tensor or scale.is_inference():
+    if type(scale) is not Tensor or scale.is_inference() or is_distributed():
         return
     with torch.inference_mode(mode=False):
         if copy is None:
