@@ -18,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from hypothesis import settings
+from packaging.specifiers import SpecifierSet
 
 import grf_fusion
 import grf_fusion.baselines
@@ -545,3 +546,20 @@ def test_skip_although_the_data_are_there_fails(
         """
     )
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(**outcomes)
+
+
+def test_pinned_versions_run_on_the_oldest_python() -> None:
+    """Also on its first release, which a distribution of Linux may keep."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    lines = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
+    refused = []
+    for name in (line.partition("==")[0] for line in lines if line and line[0] != "#"):
+        try:
+            wanted = importlib.metadata.metadata(name)["Requires-Python"]
+        except importlib.metadata.PackageNotFoundError:
+            # Only needed for an extra that is not installed here.
+            continue
+        if wanted is not None and oldest not in SpecifierSet(wanted):
+            refused.append((name, wanted))
+    assert not refused
