@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -295,6 +296,31 @@ def test_a_scale_whose_copy_has_arrived_is_not_measured_again() -> None:
     scale.rms = torch.zeros(1)
     count(scale, 11.0)
     assert float(scale.rms) == pytest.approx(11)
+
+
+@pytest.mark.usefixtures("device_memory")
+def test_the_copy_to_the_host_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's memory is pinned where the scale is on a GPU."""
+    given: dict[str, object] = {}
+    for owner, name in ((torch, "zeros"), (Tensor, "copy_")):
+        made = getattr(owner, name)
+
+        def noting(*args: object, made: Any = made, **kwargs: Any) -> Tensor:
+            given.update(kwargs)
+            return made(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+    scale = FeatureScale(device=None, dtype=torch.float16)
+    given.clear()
+    _scale.send_to_host(scale.rms, None)
+    on_gpu = torch.get_default_device().type == "cuda"
+    assert given == {
+        "dtype": torch.float16,
+        "device": "cpu",
+        "pin_memory": on_gpu,
+        "non_blocking": True,
+    }
+    assert given["pin_memory"] is on_gpu
 
 
 @pytest.mark.usefixtures("device_memory")
