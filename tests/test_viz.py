@@ -156,6 +156,14 @@ class TestRetention:
         assert [t for t in texts(ax.texts) if t] == ["50", "46"]
         assert texts(ax.get_xticklabels()) == ["all samples"]
 
+    def test_no_default_device_matters(self) -> None:
+        shares = torch.full((2, 3), 1 / 3)
+        start, mean, features = torch.zeros(2), torch.zeros(3), torch.zeros(2, 4, 1)
+        kept = diagnostics.Retention(("a", "b", "c"), shares, start, mean, mean[0], features)
+        with torch.device("meta"):
+            ax = plot_retention(kept)
+        assert ax.containers[-1].patches[0].get_y() == pytest.approx(2 / 3)
+
     @pytest.mark.parametrize("count", [3, 7, 8, 17])
     def test_every_modality_has_a_colour_of_its_own(self, count: int) -> None:
         shares = torch.full((2, count), 1 / count)

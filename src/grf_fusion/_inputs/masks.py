@@ -18,8 +18,8 @@ def mask_from_lengths(
     """Convert lengths to a mask, ``True`` = real.
 
     With ``lengths`` on the CPU and ``device="cuda"``, no host-device sync is needed, and padded
-    steps can be skipped on the GPU (``packing`` of `SymmetricCrossAttentionBlock`). The host knows
-    the lengths only of the mask as returned; a changed mask, a copy or a slice is an ordinary mask.
+    steps can be skipped on the GPU (``packing`` of `GatedRecurrentFusion`). The host knows the
+    lengths only of the mask as returned; a changed mask, a copy or a slice is an ordinary mask.
 
     Args:
         lengths: Number of real steps of each sample, integers from 0 to ``max_length``.

@@ -81,6 +81,7 @@ def missing_curve(
                 drawn = draw(generator, batch, count).to(call.here.device)
                 place = drawn.masked_fill(~call.here, 2.0).argsort(dim=1).argsort(dim=1)
                 context = call.run(call.here & (place >= missing))[0]
-                values[missing, column] = measure(OWNER, metric, context)
-    values[0] = values[0, 0].clone()
+                # If nothing is removed, one draw stands for all.
+                columns = column if missing else slice(None)
+                values[missing, columns] = measure(OWNER, metric, context)
     return MissingCurve(tuple(range(count)), values)

@@ -48,7 +48,7 @@ def plot_retention(
     shares = torch.cat((retention.start.unsqueeze(1), retention.shares), dim=1).detach().cpu()
     bars: list[Tensor] = []
     if groups is None:
-        groups = {"all samples": torch.ones(len(shares))}
+        groups = {"all samples": shares.new_ones(len(shares))}
     for name, samples in groups.items():
         argument = f"groups[{name!r}]"
         chosen = expect_tensor("plot_retention", argument, samples)
