@@ -4,7 +4,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -346,16 +346,24 @@ class TestAdaptedModel:
         assert not torch.allclose(*alone)
         together = threading.Barrier(2, timeout=60)
 
-        def wait(*_: object) -> None:
+        def meet(*_: object) -> None:
             together.wait()
 
         for layer in model.host.layers:
-            layer.register_forward_pre_hook(wait)
-        # The default device is that of a thread.
+            layer.register_forward_pre_hook(meet)
         device = torch.get_default_device()
-        with ThreadPoolExecutor(2, initializer=torch.set_default_device, initargs=[device]) as pool:
+
+        def begin() -> None:
+            # The default device is that of a thread. cuBLAS warns in a thread that has not used it.
+            torch.set_default_device(device)
+            torch.zeros(1)
+
+        with ThreadPoolExecutor(2, initializer=begin) as pool:
             futures = [pool.submit(model, x, **call) for x, call in inputs]
-            found = [future.result() for future in futures]
+            # The first error; the other thread then fails too, because it waits in vain.
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        found = [future.result() for future in futures]
         assert_same_bits(dict(enumerate(found)), dict(enumerate(alone)))
 
     def test_a_host_has_one_set_of_adapters(self) -> None:

@@ -16,7 +16,7 @@ from benchmarks.common.markdown import insert, inserted
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import cases, report
 from benchmarks.gpu.bars import bars
-from benchmarks.gpu.kernels import summarise
+from benchmarks.gpu.kernels import OTHER, by_kind, summarise
 from benchmarks.gpu.measures import OutOfTimeError, time_limit
 from benchmarks.gpu.rows import Profile, Results, Row, merge
 from benchmarks.speed import rows as speed_rows
@@ -153,8 +153,9 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows():
         {"bf16": 1e15, "float32 with TF32": 1e15},
         [
             record("wide", cases.OURS, 10.0, needed_operations=4.5e12),
-            record("wide", cases.RESIDUAL, 20.0),
-            record("wide", cases.PADDED, 28.0),
+            record("wide", cases.OURS_PADDED, 16.0),
+            record("wide", cases.RESIDUAL, 20.0, profile=Profile(1, 0, 10.0, [], [])),
+            record("wide", cases.PADDED, 28.0, profile=Profile(1, 0, 25.0, [], [])),
             record("wide", cases.AUTHOR, 60.0),
             record("wide", cases.AUTHOR, 40.0, cases.COMPILED),
             record("chain", cases.OURS, 9.0),
@@ -174,7 +175,8 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows():
     found = [(value, met) for _, value, met in bars(results)]
     assert found == [
         ("4.00", "yes"),
-        ("1.40", "no"),
+        ("1.60", "yes"),
+        ("1.40; time of the GPU alone 2.50", "no"),
         ("45%", "yes"),
         ("2.50", "no"),
         ("1.50", "yes"),
@@ -207,6 +209,24 @@ def test_kernels_are_summed_by_name():
         found = summarise({name: [1.0, 2.0], "Memcpy HtoD": [0.5]})
         kernels = [[name, 2, 3.0], ["Memcpy HtoD", 1, 0.5]]
         assert found == Profile(2, 1, 3.5, [] if kind is None else [kind], kernels)
+
+
+def test_the_time_of_the_gpu_is_told_by_kind():
+    kernels = [["nvjet_sm90_bias", 2, 3.0], ["triton_fused_gelu", 1, 2.0], ["sigmoid", 1, 0.5]]
+    kernels.append(["cudnn_generated_fort_native_sdpa_sm90_flash_fprop", 1, 1.0])
+    found = by_kind(Profile(9, 0, 8.0, [], kernels))
+    some = {"matrix products": 3.0, "fused by the compiler": 2.0, "attention": 1.0, OTHER: 2.0}
+    assert {kind: taken for kind, taken in found.items() if taken} == some
+    row = Row.of(
+        cases.Case(cases.loads(quick=False)["wide"], cases.OURS),
+        milliseconds=Timing(9.0, 9.0, 9.0, 1),
+        profile=Profile(9, 0, 8.0, [], kernels),
+    )
+    about = dict.fromkeys(("device", "torch", "date", "sizes", "TF32"), "it")
+    peak = dict.fromkeys(("bf16", "float32 with TF32", "copy bytes"), 1e15)
+    tables = report.markdown(Results("c", about, peak, [row]))
+    assert "| ours | eager | 1.00 | 3.00 | 2.00 | 0.00 | 0.00 | 0.00 | 2.00 |" in tables
+    assert "| ours | eager | bf16 | 9 (9 to 9) | 8 |" in tables
 
 
 def test_the_page_on_a_gpu_shows_the_saved_run():

@@ -31,7 +31,11 @@ from grf_fusion.baselines import (
 from hosts import counters
 from properties import assert_close
 
-pytestmark = pytest.mark.compile
+pytestmark = [
+    pytest.mark.compile,
+    # PyTorch 2.11 on a GPU, at the first `torch.export.load` of a process.
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
+]
 
 # None of them is a length, a batch size or a number of modalities in any first call below.
 WIDTHS = {"text": 19, "image": 21, "audio": 25, "depth": 27}

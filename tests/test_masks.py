@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
-from torch.func import grad, jacfwd, vmap
+from torch import Tensor, vmap
 
 from grf_fusion import mask_from_lengths
 from grf_fusion._inputs.masks import (
     as_mask,
     fill_masked,
-    masked_max,
     masked_mean,
     none_if_full,
     unmask_empty,
@@ -119,30 +117,3 @@ def test_rows_without_a_real_step_become_real() -> None:
         [[True, False, True], [True, True, True]],
         [[False, True, False], [True, True, True]],
     ]
-
-
-# PyTorch scripts its own formulas for forward mode.
-@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.")
-@pytest.mark.parametrize("masked", [True, False])
-def test_the_first_step_that_has_the_maximum_gets_the_gradient(masked: bool) -> None:
-    """Under every transform, since compiled code could not find the others."""
-    values = torch.tensor([[5.0, 2.0, 7.0, 7.0, 7.0]], dtype=torch.float64).unsqueeze(-1)
-    mask = torch.tensor([[True, True, not masked, True, True]])
-
-    def largest(given: Tensor) -> Tensor:
-        return masked_max(given, mask if masked else None).sum()
-
-    def each(given: Tensor) -> Tensor:
-        return vmap(largest)(given.unsqueeze(0)).sum()
-
-    place = 3 if masked else 2
-    expected = torch.zeros_like(values)
-    expected[0, place] = 1
-    leaf = values.clone().requires_grad_()
-    largest(leaf).backward()
-    found = [leaf.grad, grad(largest)(values), grad(each)(values), jacfwd(largest)(values)]
-    found.append(vmap(grad(largest))(values.unsqueeze(0)).squeeze(0))
-    for slope in found:
-        assert torch.equal(slope, expected)
-    with torch.no_grad():
-        assert largest(values) == 7

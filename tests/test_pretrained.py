@@ -147,13 +147,13 @@ def test_one_layer_is_read_and_fused(name: str) -> None:
     make, read, time, width = MODELS[name]
     model = make(1).eval()
     with torch.no_grad():
-        features, mask = read(model, "cpu")
+        features, mask = read(model, str(torch.get_default_device()))
     assert features.shape == (2, time, width)
     fusion = GatedRecurrentFusion({"it": width}, embed_dim=16, num_heads=2).eval()
     masks = None if mask is None else {"it": mask}
     whole = fusion({"it": features}, masks=masks)
     rows = [x if mask is None else x[mask[n].bool()] for n, x in enumerate(features)]
-    batch = collate([{"it": row} for row in rows], {"it": width})
+    batch = collate([{"it": row} for row in rows], {"it": width}).to(features.device)
     again = fusion(batch.features, masks=batch.masks, present=batch.present)
     assert torch.allclose(again, whole, atol=1e-5)
 

@@ -340,7 +340,7 @@ def test_draws_where_it_is_told() -> None:
     fusion, features = make_fusion(), make_features()
     curve = diagnostics.missing_curve(fusion, features, lambda c: c.mean())
     orders = diagnostics.order_sensitivity(fusion, features, lambda c: c.mean())
-    _, axes = plt.subplots(2, 3, layout="constrained")
+    _, axes = plt.subplots(2, 3, layout="constrained", figsize=(15, 9))
     drawn = [
         plot_gates(trace, ax=axes[0, 0]),
         plot_retention(diagnostics.retention(trace), ax=axes[0, 1]),

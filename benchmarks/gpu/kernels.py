@@ -17,6 +17,16 @@ ATTENTION = {
     "softmax": "softmax of its own",
 }
 
+OTHER = "other and shorter kernels"
+# What else a kernel computes.
+OTHERS = {
+    "nvjet|gemm|cutlass|splitk": "matrix products",
+    "triton": "fused by the compiler",
+    "gather|index|scatter": "gather and scatter",
+    "gelu": "activations",
+    "reduce": "sums and maxima",
+}
+
 
 def profiled(call: Call) -> Profile:
     """Return kernel launches, their milliseconds, kinds of attention, and the longest kernels."""
@@ -46,3 +56,14 @@ def summarise(kernels: dict[str, list[float]]) -> Profile:
         attention=sorted(attention),
         kernels=[[name[:120], len(kernels[name]), sum(kernels[name])] for name in longest],
     )
+
+
+def by_kind(profile: Profile) -> dict[str, float]:
+    """Return the milliseconds of each kind of kernel; only the longest kernels are told apart."""
+    kinds = dict.fromkeys(ATTENTION, "attention") | OTHERS
+    found = dict.fromkeys([*dict.fromkeys(kinds.values()), OTHER], 0.0)
+    for name, _, taken in profile.kernels:
+        matches = (kind for part, kind in kinds.items() if re.search(part, name.lower()))
+        found[next(matches, OTHER)] += taken
+    found[OTHER] += profile.busy_milliseconds - sum(found.values())
+    return found

@@ -22,7 +22,6 @@ from benchmarks.gpu import cases
 from benchmarks.gpu.cases import Batch, Case
 from benchmarks.gpu.kernels import profiled
 from benchmarks.gpu.rows import Row
-from grf_fusion import SymmetricCrossAttentionBlock
 
 WARM_UP, FEWEST, MOST = 3, 5, 50
 OURS = (cases.OURS, cases.OURS_PADDED, cases.RESIDUAL)
@@ -101,14 +100,6 @@ def prepare(module: nn.Module, mode: str) -> None:
     elif mode == cases.PARTS_CAPTURED:
         for part in (*module.summaries.values(), module.unit):
             part.compile()
-    for part in module.modules():
-        if isinstance(part, SymmetricCrossAttentionBlock):
-            if mode == cases.BLOCK_COMPILED:
-                part.compile(dynamic=False)
-            elif mode == cases.LAYERS_COMPILED:
-                # The block lays out the rows, which a compiler cannot do.
-                for layer in (*part.context_layers, *(part.modality_layers or ())):
-                    layer.compile(dynamic=True)
 
 
 def make_call(case: Case, built: Contestant, batch: Batch, device: str) -> Call:

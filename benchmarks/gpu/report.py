@@ -10,11 +10,13 @@ from pathlib import Path
 
 from benchmarks.common.markdown import insert, table
 from benchmarks.gpu.bars import GIB, bars
-from benchmarks.gpu.rows import Results, Row, merge
+from benchmarks.gpu.cases import BF16, OURS, OURS_PADDED, PADDED, RESIDUAL
+from benchmarks.gpu.kernels import by_kind
+from benchmarks.gpu.rows import STEP, Results, Row, merge
 
 MARKS = "<!-- tables of benchmarks.gpu -->", "<!-- end of the tables -->"
 HEAD = (
-    *("model", "mode", "numbers", "ms", "GiB", "TFLOP", "share of the peak"),
+    *("model", "mode", "numbers", "ms", "GPU ms", "GiB", "TFLOP", "share of the peak"),
     *("kernels", "attention"),
 )
 
@@ -38,9 +40,26 @@ def _lines(results: Results) -> Iterator[str]:
         rows = [row for row in tried if (row.workload, row.figure) == (workload, figure)]
         yield from (f"**{workload[0].upper()}{workload[1:]}, {figure}**", "")
         yield from table(HEAD, [_cells(row, results) for row in rows])
+    yield from _kinds(tried)
     for reason in dict.fromkeys(row.skipped for row in results.rows if row.skipped is not None):
         count = sum(row.skipped == reason for row in results.rows)
         yield from (f"{count} more rows, {reason}.", "")
+
+
+def _kinds(rows: list[Row]) -> Iterator[str]:
+    """Return a table of the kinds of kernels of our training steps on the first workload."""
+    profiled = [
+        ((row.model, row.mode), by_kind(row.profile))
+        for row in rows
+        if row.profile is not None
+        and row.model in (OURS, OURS_PADDED, RESIDUAL, PADDED)
+        and (row.workload, row.figure, row.precision) == (rows[0].workload, STEP, BF16)
+    ]
+    if profiled:
+        yield from ("**GPU ms by kind of kernel, on the workload of the first table**", "")
+        head = "model", "mode", *profiled[0][1]
+        each = ((*names, *(f"{x:.2f}" for x in taken.values())) for names, taken in profiled)
+        yield from table(head, each)
 
 
 def _cells(row: Row, results: Results) -> tuple[str, ...]:
@@ -52,6 +71,7 @@ def _cells(row: Row, results: Results) -> tuple[str, ...]:
     return (
         *names,
         f"{timing.median:.3g} ({timing.low:.3g} to {timing.high:.3g})",
+        "" if profile is None else f"{profile.busy_milliseconds:.3g}",
         "" if row.peak_bytes is None else f"{row.peak_bytes / GIB:.2f}",
         "" if operations is None else f"{operations / 1e12:.2f}",
         "" if share is None else f"{100 * share:.0f} %",

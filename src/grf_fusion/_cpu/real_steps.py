@@ -33,9 +33,9 @@ class RealSteps(NamedTuple):
         """Return the rows of ``(batch, time, dim)``, and None, because all of them are real."""
         return self.pack(steps), None
 
-    def pool(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and maximum over the real steps, ``(batch, dim)``; 0 if a sample has none."""
-        return self.mean(rows), self.max(rows)
+    def pool(self, rows: Tensor) -> Tensor:
+        """Mean and maximum over the real steps, ``(batch, 2 * dim)``; 0 if a sample has none."""
+        return torch.cat((self.mean(rows), self.max(rows)), dim=-1)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Mean over the real steps, ``(batch, dim)``; 0 if a sample has none."""
@@ -48,7 +48,7 @@ class RealSteps(NamedTuple):
         start = rows.new_full((len(self.lengths), rows.shape[1]), -torch.inf)
         largest = start.scatter_reduce(0, sample, rows.detach(), "amax")
         if len(rows) and rows.requires_grad and torch.is_grad_enabled():
-            # As in `masked_max`, the first step that has the maximum gets the gradient.
+            # As in `mean_and_max`, the first step that has the maximum gets the gradient.
             number = torch.arange(len(rows), dtype=torch.int32, device=rows.device).unsqueeze(1)
             hit = rows.detach() == largest.index_select(0, self.sample)
             number = torch.where(hit, number, len(rows) - 1)

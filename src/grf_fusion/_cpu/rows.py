@@ -6,6 +6,7 @@ numbers of rows come from the host, see `mask_from_lengths`.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,8 +17,9 @@ from typing_extensions import override
 
 from grf_fusion._checks.tracing import is_transformed
 from grf_fusion._cpu.formula import Formula
-from grf_fusion._inputs.lengths import known_lengths
-from grf_fusion._inputs.masks import WIDER, masked_max, unmask_empty
+from grf_fusion._cpu.pooling import Pooled, mean_and_max
+from grf_fusion._inputs.lengths import known_lengths, send
+from grf_fusion._inputs.masks import WIDER, fill_masked, unmask_empty
 
 # Laying out rows takes the host about a quarter of a millisecond. A training step on an H200 saves
 # as much if this many numbers are skipped.
@@ -72,12 +74,28 @@ class Rows(NamedTuple):
         """Return the rows of ``(batch, time, dim)``, 0 where the mask is False, and the mask."""
         return self.fill(self.pack(steps)), self.mask
 
-    def pool(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and maximum over the rows of each sample, ``(batch, dim)``."""
-        steps = scatter(rows, self.place, self.shape)
-        mean = steps.sum(dim=1, dtype=WIDER.get(rows.dtype)) / self.offsets.diff().unsqueeze(1)
-        largest = scatter(rows, self.place, self.shape, fill=-torch.inf)
-        return mean.to(rows.dtype), masked_max(largest, None)
+    def pool(self, rows: Tensor) -> Tensor:
+        """Mean and maximum over the rows of each sample, ``(batch, 2 * dim)``."""
+        return mean_and_max(rows, self)
+
+    def reduce(self, steps: Tensor, *, first: bool) -> Pooled:
+        """Return mean and maximum of the rows of each sample, and the row of the maximum."""
+        start, end = self.offsets[:-1, None], self.offsets[1:, None]
+        place = start + torch.arange(self.longest, device=steps.device)
+        # Past its end, a sample repeats its last row, so that the maximum stays the same.
+        padded = steps.index_select(0, torch.minimum(place, end - 1).flatten())
+        padded = padded.reshape(*place.shape, steps.shape[1])
+        real = fill_masked(padded, place < end)
+        mean = (real.sum(dim=1, dtype=WIDER.get(steps.dtype)) / (end - start)).to(steps.dtype)
+        if not first:
+            return Pooled(mean, padded.amax(dim=1), None)
+        largest, index = padded.max(dim=1)
+        return Pooled(mean, largest, start + index)
+
+    def gradient(self, mean: Tensor, largest: Tensor, first: Tensor) -> Tensor:
+        """Return the gradient of the rows from those of mean and maximum."""
+        share = mean / self.offsets.diff().unsqueeze(1)
+        return share.index_select(0, self.sample).scatter_(0, first, share + largest)
 
     def spread(self, values: Tensor, _rows: Tensor) -> Tensor:
         """Give each row the value of its sample, ``(batch, 1, ...)``."""
@@ -188,28 +206,27 @@ def lay_out_rows(steps: Tensor, mask: Tensor | None) -> Rows:
     known = None if mask is None else known_lengths(mask)
     order: Tensor | None = None
     if mask is None:
-        lengths, host, exact = torch.full((batch,), time, device=device), (time,) * batch, True
+        host, exact = (time,) * batch, True
     elif known is not None:
-        host, lengths, exact = known
+        host, exact = known
     else:
-        lengths, exact = mask.sum(dim=1), True
-        host = tuple(cast("list[int]", lengths.tolist()))  # pyright: ignore[reportUnknownMemberType]
+        host = tuple(cast("list[int]", mask.sum(dim=1).tolist()))  # pyright: ignore[reportUnknownMemberType]
+        exact = True
         # Real steps come first and keep their order.
         order = mask.sort(dim=1, descending=True, stable=True).indices
-    rows = [max(1, length) for length in host]
-    sizes = lengths.clamp(min=1)
-    # With the number of rows given, this needs no host-device sync.
-    sample = torch.repeat_interleave(sizes, output_size=sum(rows))
-    ends = sizes.cumsum(0)
-    step = torch.arange(len(sample), device=device) - (ends - sizes).index_select(0, sample)
+    ends = list(itertools.accumulate((max(1, length) for length in host), initial=0))
+    offsets = send(ends, device, torch.int32)
+    row = torch.arange(ends[-1], dtype=torch.int32, device=device)
+    sample = torch.searchsorted(offsets[1:], row, right=True)
+    step = row - offsets.index_select(0, sample)
     if order is not None:
         step = order[sample, step]
     return Rows(
-        place=sample * time + step,
+        place=torch.add(step, sample, alpha=time),
         sample=sample,
         step=step,
-        offsets=F.pad(ends, (1, 0)).to(torch.int32),
-        longest=max(rows, default=1),
+        offsets=offsets,
+        longest=max((1, *host)),
         mask=None if exact and 0 not in host else mask,
         shape=(batch, time),
     )

@@ -1,5 +1,6 @@
 """Lengths of masks that the host knows, so that reading them needs no host-device sync."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,12 +15,10 @@ class Known(NamedTuple):
 
     Attributes:
         host: Number of real steps of each sample.
-        lengths: The same on the mask's device, ``(batch,)`` int64.
         exact: Whether the lengths hold for all samples; otherwise some may have no real step.
     """
 
     host: tuple[int, ...]
-    lengths: Tensor
     exact: bool
 
 
@@ -38,6 +37,14 @@ def known_lengths(mask: Tensor) -> Known | None:
         return None
     known, version = _noted.get(mask, (None, None))
     return None if version is None or version != version_of(mask) else known
+
+
+def send(numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Copy integers from the host to a device without waiting."""
+    # The copy is asynchronous only from pinned memory.
+    pinned = device.type == "cuda"
+    here = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=pinned)
+    return here.to(device, non_blocking=True)
 
 
 def restrict(mask: Tensor, samples: Tensor) -> Tensor:

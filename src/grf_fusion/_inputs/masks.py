@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grf_fusion._checks.arguments import ShapeError, expect_same_device, expect_shape, expect_tensor
 from grf_fusion._checks.tracing import can_read, is_transformed
-from grf_fusion._inputs.lengths import Known, note_lengths
+from grf_fusion._inputs.lengths import Known, note_lengths, send
 
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
@@ -66,14 +66,8 @@ def mask_from_lengths(
         )
     # PyTorch does not count changes of inference tensors; a change of the mask would go unnoticed.
     with torch.inference_mode(mode=False):
-        # The copy is asynchronous only from pinned memory. The memory is our own because a user
-        # could change `lengths` before the copy is done.
-        pinned = torch.tensor(
-            host, dtype=torch.int64, device="cpu", pin_memory=place.type == "cuda"
-        )
-        there = pinned.to(place, non_blocking=True)
-        mask = _before(there, max_length)
-    note_lengths(mask, Known(host, there, exact=True))
+        mask = _before(send(host, place), max_length)
+    note_lengths(mask, Known(host, exact=True))
     return mask
 
 
@@ -132,29 +126,6 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     # float32 for the same reason.
     mean = fill_masked(values, mask).sum(dim=1, dtype=WIDER.get(values.dtype)) / count
     return mean if mean.dtype == values.dtype else mean.to(values.dtype)
-
-
-def masked_max(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Maximum over the real steps; 0 if a sample has none.
-
-    The gradient goes to the first step that has the maximum.
-
-    Shape:
-        - values: ``(batch, time, dim)``
-        - mask: ``(batch, time)`` or ``None`` for all real
-        - output: ``(batch, dim)``
-    """
-    if mask is not None:
-        values = torch.where(mask.unsqueeze(-1), values, -torch.inf)
-    if torch.is_grad_enabled() and (values.requires_grad or is_transformed()):
-        # The gradient of `amax` looks for steps that equal the maximum. Compiled code may compute
-        # the steps again without rounding them as the maximum was. Then it divides by 0 steps.
-        largest = values.max(dim=1).values
-    else:
-        largest = values.amax(dim=1)
-    if mask is None:
-        return largest
-    return largest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
 
 
 def none_if_full(mask: Tensor | None) -> Tensor | None:

@@ -48,14 +48,17 @@ class FeatureScale(nn.Module):
             - real: ``(batch, time)`` bool, ``None`` for all
             - output: as ``features``
         """
-        if self.training:
-            copy = host_copy(self.rms)
-            if (copy is None or not bool(copy != 0)) and not is_transformed():
+        copy = host_copy(self.rms)
+        if copy is not None and bool(copy != 0):
+            divisor = self.rms
+        else:
+            if self.training and not is_transformed():
                 with torch.no_grad():
                     self._measure(features, real)
                 send_to_host(self.rms, copy)
+            divisor = self.rms + (self.rms == 0)
         # A scalar does not widen the features' dtype under autocast; a tensor with an axis would.
-        return features / (self.rms + (self.rms == 0)).squeeze(0)
+        return features / divisor.squeeze(0)
 
     def _measure(self, features: Tensor, real: Tensor | None) -> None:
         wide = torch.promote_types(features.dtype, torch.float32)

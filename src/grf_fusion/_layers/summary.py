@@ -2,14 +2,13 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
+from grf_fusion._cpu.pooling import PaddedSteps, mean_and_max
 from grf_fusion._cpu.real_steps import RealSteps
 from grf_fusion._cpu.rows import Rows
-from grf_fusion._inputs.masks import masked_max, masked_mean
 from grf_fusion._layers.decoder import ACTIVATIONS
 
 
@@ -61,7 +60,7 @@ class ModalitySummary(nn.Module):
             steps = linear(act(steps))
         steps = act(steps)
         if packed is None:
-            both = masked_mean(steps, mask), masked_max(steps, mask)
+            pooled = mean_and_max(steps, PaddedSteps(mask, steps.shape[1]))
         else:
-            both = packed.pool(steps)
-        return self.norm(self.output(self.dropout(torch.cat(both, dim=-1))))
+            pooled = packed.pool(steps)
+        return self.norm(self.output(self.dropout(pooled)))

@@ -17,7 +17,8 @@ from grf_fusion._checks.arguments import (
 from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
 from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._inputs.masks import masked_max, masked_mean
+from grf_fusion._cpu.pooling import PaddedSteps, mean_and_max
+from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import (
     Received,
     add_positions,
@@ -173,5 +174,5 @@ class ConcatFusion(Baseline):
         vectors: list[Tensor] = []
         for name, part in received.items():
             encoded = F.gelu(self.encoders[name](F.gelu(part.steps)))
-            vectors += [masked_mean(encoded, part.real), masked_max(encoded, part.real)]
+            vectors.append(mean_and_max(encoded, PaddedSteps(part.real, encoded.shape[1])))
         return vectors
