@@ -12,6 +12,7 @@ from grf_fusion import mask_from_lengths
 from grf_fusion._cpu import pooling
 from grf_fusion._cpu.pooling import PaddedSteps, mean_and_max
 from grf_fusion._cpu.rows import lay_out_rows
+from grf_fusion.baselines import ConcatFusion
 
 LENGTHS = [3, 0, 5, 1]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -145,6 +146,17 @@ def test_the_gradient_can_be_differentiated(pool: Callable[[Tensor, Tensor], Ten
 
         assert torch.autograd.gradcheck(call, (steps,))
         assert torch.autograd.gradgradcheck(call, (steps,))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_mask_that_changes_before_the_gradient_is_refused(fused: bool) -> None:
+    mask = mask_from_lengths(torch.tensor([2, 3]), 3)
+    steps = torch.randn(2, 3, 4, requires_grad=True)
+    concat = ConcatFusion({"it": 4}, embed_dim=4, stage="pooled")
+    pooled = concat({"it": steps}, masks={"it": mask}) if fused else padded(steps, mask)
+    mask[0, 1] = False
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pooled.sum().backward()
 
 
 def test_nothing_as_long_as_the_steps_is_kept(gradients: str) -> None:

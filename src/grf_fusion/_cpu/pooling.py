@@ -29,7 +29,7 @@ class Pooled(NamedTuple):
 
 
 class Poolable(Protocol):
-    """A layout of steps that can be pooled."""
+    """A layout of steps that can be pooled, a named tuple."""
 
     def reduce(self, steps: Tensor, *, first: bool) -> Pooled:
         """Return mean and maximum, and where the maximum is if ``first`` is set."""
@@ -98,13 +98,15 @@ class _MeanAndMax(Formula):
     @staticmethod
     def forward(ctx: Any, steps: Tensor, layout: Poolable) -> Tensor:
         mean, largest, first = layout.reduce(steps, first=True)
-        ctx.save_for_backward(first)
+        fields = cast("tuple[object, ...]", layout)
+        # The mask is saved only so that autograd refuses one that is changed before the gradient.
+        ctx.save_for_backward(first, *(field for field in fields if isinstance(field, Tensor)))
         ctx.layout = layout
         return torch.cat((mean, largest), dim=-1)
 
     @override
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (first,) = cast("tuple[Tensor]", ctx.saved_tensors)
+        first, *_ = cast("tuple[Tensor, ...]", ctx.saved_tensors)
         mean, largest = gradients[0].chunk(2, dim=-1)
         return cast("Poolable", ctx.layout).gradient(mean, largest, first), None
