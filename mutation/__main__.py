@@ -42,6 +42,7 @@ TESTS = {
     "_checks/options": ERRORS,
     "_inputs/positions": ["tests/test_positions.py"],
     "_inputs/scale": ["tests/test_scale.py"],
+    "_eager/pooling": ["tests/test_pooling.py"],
     "_inputs/lengths": ["tests/test_rows.py", "tests/test_masks.py"],
     "_checks/arguments": ERRORS,
     "_chain/state": [*ERRORS, "tests/test_state.py"],
@@ -77,9 +78,9 @@ TESTS[REST] = [
 EQUIVALENT = [
     ("", r"cast\((None|\"[^\"]*\"|\w+), ", "typing.cast returns its second argument, whatever"),
     ("checkpoints/_files", r", (strict=\w+)?\)$", "the names have just been found equal"),
-    ("_cpu/dropped_attention", r", (strict=\w+)?\)$", "query, key and value have a span each"),
+    ("_eager/dropped_attention", r", (strict=\w+)?\)$", "query, key and value have a span each"),
     (
-        "_cpu/dropped_attention",
+        "_eager/dropped_attention",
         r", (memory_format=DENSE|out=weight)?\)$",
         "only where the numbers lie differs",
     ),
@@ -89,8 +90,8 @@ EQUIVALENT = [
         r", (strict=\w+)?\)(\)|:)",
         "each has one entry a modality or an axis",
     ),
-    ("_cpu/layout", r", (strict=\w+)?\):", "each group has a longest member"),
-    ("_cpu/layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
+    ("_eager/layout", r", (strict=\w+)?\):", "each group has a longest member"),
+    ("_eager/layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
     ("_inputs/masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     (
         "_inputs/scale",
@@ -119,7 +120,7 @@ EQUIVALENT = [
         "a block that is not computed directly is called, which gives the same",
     ),
     (
-        "_cpu/layout",
+        "_eager/layout",
         r"descending=True, (stable=True)?\)",
         "each row knows its place, so the order within a sample does not matter",
     ),

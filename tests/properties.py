@@ -28,9 +28,9 @@ from grf_fusion import (
     GatedRecurrentFusion,
     SymmetricCrossAttentionBlock,
 )
-from grf_fusion._cpu import dropout as _dropout
-from grf_fusion._cpu import dropped_attention as _dropped_attention
-from grf_fusion._cpu import layout as _layout
+from grf_fusion._eager import dropout as _dropout
+from grf_fusion._eager import dropped_attention as _dropped_attention
+from grf_fusion._eager import layout as _layout
 from grf_fusion._layers import attention as _attention
 from grf_fusion.baselines import (
     ConcatFusion,

@@ -28,7 +28,7 @@ from grf_fusion import (
     collate,
     modulate_gradients,
 )
-from grf_fusion._cpu import rows
+from grf_fusion._eager import rows
 from grf_fusion.checkpoints import load_checkpoint, save_checkpoint
 from properties import assert_close, assert_same_bits
 from reference import FusionConfig

@@ -31,7 +31,7 @@ from grf_fusion import (
     SymmetricCrossAttentionBlock,
     mask_from_lengths,
 )
-from grf_fusion._cpu.layout import Padded
+from grf_fusion._eager.layout import Padded
 from grf_fusion._layers.attention import Attention, OneKeyAttention
 from grf_fusion.baselines import ConcatFusion, WeightedSumFusion
 from properties import NAN, Case, assert_same_bits, build, fusion_case, really_present

@@ -25,8 +25,8 @@ from grf_fusion import (
     mask_from_lengths,
 )
 from grf_fusion._chain import step as step_module
-from grf_fusion._cpu import layout as _layout
-from grf_fusion._cpu.real_steps import find_real_steps
+from grf_fusion._eager import layout as _layout
+from grf_fusion._eager.real_steps import find_real_steps
 from grf_fusion._layers import attention as _attention
 from grf_fusion._layers import block as block_module
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.func import grad, jacfwd, vmap
 
 from grf_fusion import mask_from_lengths
-from grf_fusion._cpu import pooling
-from grf_fusion._cpu.pooling import PaddedSteps, mean_and_max
-from grf_fusion._cpu.rows import lay_out_rows
+from grf_fusion._eager import pooling
+from grf_fusion._eager.pooling import PaddedSteps, mean_and_max
+from grf_fusion._eager.rows import lay_out_rows
 from grf_fusion.baselines import ConcatFusion
 
 LENGTHS = [3, 0, 5, 1]

@@ -37,7 +37,7 @@ BENCHMARKS = REPOSITORY / "benchmarks"
 FLOORS = {
     "_checks": 0,
     "_inputs": 1,
-    "_cpu": 2,
+    "_eager": 2,
     "_layers": 3,
     "_adapters": 4,
     "_chain": 4,
@@ -311,12 +311,12 @@ def test_right_imports_pass() -> None:
 
 def test_a_circle_is_seen() -> None:
     texts = {
-        "_cpu.layout": "from grf_fusion._cpu import dropout",
-        "_cpu.dropout": "def late():\n    from grf_fusion._cpu.layout import attend",
+        "_eager.layout": "from grf_fusion._eager import dropout",
+        "_eager.dropout": "def late():\n    from grf_fusion._eager.layout import attend",
         "env": "import torch",
     }
-    assert set(circle(texts)) == {"_cpu.layout", "_cpu.dropout"}
-    assert circle({**texts, "_cpu.dropout": "import torch"}) == []
+    assert set(circle(texts)) == {"_eager.layout", "_eager.dropout"}
+    assert circle({**texts, "_eager.dropout": "import torch"}) == []
 
 
 def strangers(texts: Mapping[str, str]) -> list[str]:

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grf_fusion import GatedRecurrentFusion, SymmetricCrossAttentionBlock, mask_from_lengths
 from grf_fusion._chain import step as _step
 from grf_fusion._checks.tracing import version_of
-from grf_fusion._cpu import layout as _layout
-from grf_fusion._cpu import pooling as _pooling
-from grf_fusion._cpu import rows as _rows
+from grf_fusion._eager import layout as _layout
+from grf_fusion._eager import pooling as _pooling
+from grf_fusion._eager import rows as _rows
 from grf_fusion._inputs import lengths as _lengths
 from grf_fusion._inputs import scale as _scale
 from grf_fusion._inputs.lengths import known_lengths, restrict

@@ -17,11 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import strategies
 from grf_fusion import ShapeError, SymmetricCrossAttentionBlock
 from grf_fusion._checks import tracing
-from grf_fusion._cpu import dropout as _dropout
-from grf_fusion._cpu import dropped_attention as _dropped_attention
-from grf_fusion._cpu import layout as _layout
-from grf_fusion._cpu.dropout import DropoutMask, drop
-from grf_fusion._cpu.dropped_attention import Group, Piece, Plan
+from grf_fusion._eager import dropout as _dropout
+from grf_fusion._eager import dropped_attention as _dropped_attention
+from grf_fusion._eager import layout as _layout
+from grf_fusion._eager.dropout import DropoutMask, drop
+from grf_fusion._eager.dropped_attention import Group, Piece, Plan
 from grf_fusion._layers import attention as _attention
 from properties import (
     Case,

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_shape, expect_size, expect_tensor
 from grf_fusion._checks.options import Modalities, Where, check_modalities
-from grf_fusion._cpu.dropout import drop
+from grf_fusion._eager.dropout import drop
 from grf_fusion._inputs.call import Arrival, check_call, check_features
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.projections import Received, add_positions, make_projections, project_all

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from grf_fusion._chain.options import OWNER, Mode
 from grf_fusion._checks.arguments import ShapeError, expect_floating, expect_shape, expect_tensor
 from grf_fusion._checks.tracing import is_eager, is_plain, is_plain_call, is_untouched
-from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.layout import groups_samples, worth_packing
-from grf_fusion._cpu.real_steps import find_real_steps
-from grf_fusion._cpu.rows import lay_out_rows
+from grf_fusion._eager.dropout import drop
+from grf_fusion._eager.layout import groups_samples, worth_packing
+from grf_fusion._eager.real_steps import find_real_steps
+from grf_fusion._eager.rows import lay_out_rows
 from grf_fusion._inputs.call import Arrival
 from grf_fusion._inputs.masks import fill_masked, masked_mean, unmask_empty
 from grf_fusion._inputs.positions import sinusoidal_positions

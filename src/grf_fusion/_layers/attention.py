@@ -13,8 +13,8 @@ from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
 from grf_fusion._checks.tracing import has_bias, is_plain
-from grf_fusion._cpu.dropout import FEW
-from grf_fusion._cpu.layout import Layout, Padded, attend
+from grf_fusion._eager.dropout import FEW
+from grf_fusion._eager.layout import Layout, Padded, attend
 from grf_fusion._inputs.masks import unmask_empty
 
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from grf_fusion._checks.arguments import expect_shape, expect_tensor
 from grf_fusion._checks.tracing import can_read, is_untouched
-from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
+from grf_fusion._eager.layout import Layout, Padded, lay_out, worth_packing
 from grf_fusion._inputs.call import Arrival, check_features
 from grf_fusion._inputs.masks import fill_masked, none_if_full, unmask_empty
 from grf_fusion._layers.attention import AttentionWeights

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
-from grf_fusion._cpu.dropout import drop
-from grf_fusion._cpu.layout import Layout, Padded
+from grf_fusion._eager.dropout import drop
+from grf_fusion._eager.layout import Layout, Padded
 from grf_fusion._layers.attention import Attention, OneKeyAttention
 from grf_fusion._layers.linear_attention import LinearAttention
 from grf_fusion._layers.options import ACTIVATIONS, BlockOptions

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
-from grf_fusion._cpu.layout import Layout, Padded
+from grf_fusion._eager.layout import Layout, Padded
 from grf_fusion._inputs.masks import WIDER
 from grf_fusion._layers.attention import project, split_heads
 

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from grf_fusion._checks.options import Where
-from grf_fusion._cpu.pooling import PaddedSteps, mean_and_max
-from grf_fusion._cpu.real_steps import RealSteps
-from grf_fusion._cpu.rows import Rows
+from grf_fusion._eager.pooling import PaddedSteps, mean_and_max
+from grf_fusion._eager.real_steps import RealSteps
+from grf_fusion._eager.rows import Rows
 from grf_fusion._layers.decoder import ACTIVATIONS
 
 

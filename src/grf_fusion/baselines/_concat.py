@@ -16,8 +16,8 @@ from grf_fusion._checks.arguments import (
 )
 from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
-from grf_fusion._cpu.layout import Layout, Padded, lay_out, worth_packing
-from grf_fusion._cpu.pooling import PaddedSteps, mean_and_max
+from grf_fusion._eager.layout import Layout, Padded, lay_out, worth_packing
+from grf_fusion._eager.pooling import PaddedSteps, mean_and_max
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import (
     Received,

@@ -11,7 +11,7 @@ from typing_extensions import override
 from grf_fusion._checks.arguments import expect_heads, expect_probability, expect_size
 from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._checks.tracing import is_plain_call
-from grf_fusion._cpu.layout import Layout, Padded, lay_out, real_first, worth_packing
+from grf_fusion._eager.layout import Layout, Padded, lay_out, real_first, worth_packing
 from grf_fusion._inputs.masks import masked_mean
 from grf_fusion._inputs.projections import Received, add_positions, clear_empty, join, weight_of
 from grf_fusion._layers.attention import Attention

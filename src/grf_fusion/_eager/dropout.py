@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from grf_fusion._checks.tracing import is_plain_call, is_untouched
-from grf_fusion._cpu.formula import Formula
+from grf_fusion._eager.formula import Formula
 
 # Entries that are processed at a time; a few buffers of this size fit into a processor's cache.
 TILE = 2**17

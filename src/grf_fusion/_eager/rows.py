@@ -16,8 +16,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from grf_fusion._checks.tracing import is_transformed
-from grf_fusion._cpu.formula import Formula
-from grf_fusion._cpu.pooling import Pooled, mean_and_max
+from grf_fusion._eager.formula import Formula
+from grf_fusion._eager.pooling import Pooled, mean_and_max
 from grf_fusion._inputs.lengths import known_lengths, send
 from grf_fusion._inputs.masks import WIDER, fill_masked, unmask_empty
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from grf_fusion._checks.tracing import is_eager, is_transformed
-from grf_fusion._cpu.formula import Formula
+from grf_fusion._eager.formula import Formula
 from grf_fusion._inputs.masks import masked_mean
 
 # On small inputs, calling a function of our own costs the CPU more time than it saves.

@@ -15,8 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from grf_fusion._checks.tracing import softmax_backward
-from grf_fusion._cpu.dropout import TILE, DropoutMask, draw_seed, spans
-from grf_fusion._cpu.formula import Formula
+from grf_fusion._eager.dropout import TILE, DropoutMask, draw_seed, spans
+from grf_fusion._eager.formula import Formula
 
 DENSE = torch.contiguous_format
 

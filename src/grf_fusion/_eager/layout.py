@@ -7,9 +7,16 @@ import torch
 from torch import Tensor
 
 from grf_fusion._checks.tracing import is_captured, is_plain_call
-from grf_fusion._cpu.dropout import FEW
-from grf_fusion._cpu.dropped_attention import Group, attend_with_dropout
-from grf_fusion._cpu.rows import Rows, attend_dense, attend_rows, lay_out_rows, scatter, worth_rows
+from grf_fusion._eager.dropout import FEW
+from grf_fusion._eager.dropped_attention import Group, attend_with_dropout
+from grf_fusion._eager.rows import (
+    Rows,
+    attend_dense,
+    attend_rows,
+    lay_out_rows,
+    scatter,
+    worth_rows,
+)
 from grf_fusion._inputs.masks import fill_masked, unmask_empty
 
 # A call of the attention kernel costs as much as STEPS_A_CALL padded steps in short sequences. The
