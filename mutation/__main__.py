@@ -84,6 +84,7 @@ EQUIVALENT = [
         r", (memory_format=DENSE|out=weight)?\)$",
         "only where the numbers lie differs",
     ),
+    ("_eager/pooling", r"dim=[+-]1\)$", "both have two axes, so that 1 is -1"),
     ("_layers/gate", r", (strict=\w+)?\)\)", "both have an entry for each axis but the last"),
     (
         "_training/gradient_modulation",

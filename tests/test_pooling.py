@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, jacfwd, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import mask_from_lengths
 from grf_fusion._eager import pooling
@@ -157,6 +158,46 @@ def test_a_mask_that_changes_before_the_gradient_is_refused(fused: bool) -> None
     mask[0, 1] = False
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         pooled.sum().backward()
+
+
+@pytest.mark.parametrize("pool", [padded, as_rows])
+def test_positions_are_looked_for_only_where_a_gradient_needs_them(
+    pool: Callable[[Tensor, Tensor], Tensor], gradients: str
+) -> None:
+    mask = mask_from_lengths(torch.tensor([2, 3]), 3)
+    steps = torch.randn(2, 3, 4)
+    leaf = steps.clone().requires_grad_()
+    for given, graded in ((steps, True), (leaf, False), (leaf, True)):
+        with torch.set_grad_enabled(graded), Operations() as called:
+            pooled = pool(given, mask)
+        trained = given.requires_grad and graded
+        assert ("aten.max.dim" in called.names) == trained
+        assert ("aten.amax.default" in called.names) == (not trained)
+    names = {str(node) for node in graph_of(pooled)}
+    assert any("_MeanAndMax" in name for name in names) == (gradients == "together")
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def graph_of(tensor: Tensor) -> Iterator[Any]:
+    """The nodes of a graph of autograd."""
+    waiting: list[Any] = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            yield node
+            waiting += [parent for parent, _ in node.next_functions]
 
 
 def test_nothing_as_long_as_the_steps_is_kept(gradients: str) -> None:
