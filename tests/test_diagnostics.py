@@ -319,7 +319,7 @@ class TestGateWarnings:
             )
         ]
         assert "keeps 1.5% of the context on average (limit 5.0%)" in texts[0]
-        assert "its gate is 0.0015 on average (limit 0.01)" in texts[1]
+        assert "it is 0.0015 on average (limit 0.01)" in texts[1]
         assert "(limit 0.005)" in texts[2]
 
 

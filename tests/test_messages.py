@@ -2366,18 +2366,18 @@ SHOWN: dict[str, tuple[Callable[[], str], str]] = {
         lambda: warned(0.99, 0.98),
         (
             "At 'audio' the gate keeps 1.5% of the context on average (limit 5.0%): "
-            "what earlier modalities said is erased. "
-            "Try form='residual', gate_bias='chrono' or a smaller number, "
-            "ModalityDropout so that the earlier ones have to count, or another order."
+            "what earlier modalities contributed is overwritten. "
+            "Try form='residual', gate_bias='chrono' or a smaller number, another order, "
+            "or ModalityDropout, with which the fusion learns to use every modality."
         ),
     ),
     "closed gate": (
         lambda: warned(0.001, 0.002),
         (
-            "'audio' is not let in: its gate is 0.0015 on average (limit 0.01). "
-            "Try to standardise its features, a larger gate_bias, "
-            "modulate_gradients if another modality learns faster, "
-            "or leave it out if leave_one_out says that nothing is lost."
+            "The gate of 'audio' stays closed: it is 0.0015 on average (limit 0.01). "
+            "Try standardised features, a larger gate_bias, "
+            "or modulate_gradients if another modality learns faster. "
+            "If leave_one_out shows no loss without the modality, remove it."
         ),
     ),
     "constant gate": (

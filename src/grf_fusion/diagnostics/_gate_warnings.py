@@ -13,13 +13,14 @@ Kind = Literal["context collapse", "never let in", "constant gate"]
 MESSAGES: dict[Kind, str] = {
     "context collapse": (
         "At {name!r} the gate keeps {measured:.1%} of the context on average (limit {limit:.1%}): "
-        "what earlier modalities said is erased. Try form='residual', gate_bias='chrono' or a "
-        "smaller number, ModalityDropout so that the earlier ones have to count, or another order."
+        "what earlier modalities contributed is overwritten. Try form='residual', "
+        "gate_bias='chrono' or a smaller number, another order, or ModalityDropout, with which the "
+        "fusion learns to use every modality."
     ),
     "never let in": (
-        "{name!r} is not let in: its gate is {measured:.2g} on average (limit {limit:.2g}). Try to "
-        "standardise its features, a larger gate_bias, modulate_gradients if another modality "
-        "learns faster, or leave it out if leave_one_out says that nothing is lost."
+        "The gate of {name!r} stays closed: it is {measured:.2g} on average (limit {limit:.2g}). "
+        "Try standardised features, a larger gate_bias, or modulate_gradients if another modality "
+        "learns faster. If leave_one_out shows no loss without the modality, remove it."
     ),
     "constant gate": (
         "The gate of {name!r} does not depend on its input: its standard deviation over samples "
