@@ -190,7 +190,7 @@ def test_the_bars_of_the_gpu_are_held_against_the_right_rows():
     old = Results("a", {}, {}, [record("wide", cases.OURS, 20.0)])
     again = Results("b", {}, {}, [Row.of(cases.Case(loads["wide"], cases.OURS), error="x")])
     joined = merge([old, again, results])
-    assert (joined.command, joined.rows, joined.peak) == ("a; b", results.rows, {})
+    assert (joined.command, joined.rows, joined.peak) == ("a\nb", results.rows, {})
     assert merge([old, again]).rows == old.rows
     assert merge([again, old]).rows == old.rows
     nothing = bars(dataclasses.replace(results, rows=[]))
@@ -231,7 +231,7 @@ def test_the_time_of_the_gpu_is_told_by_kind():
 
 def test_the_page_on_a_gpu_shows_the_saved_run():
     tables = report.markdown(Results.read(KEPT / "gpu.json"))
-    page = (REPOSITORY / "docs" / "how-to" / "gpu.md").read_text("utf-8")
+    page = (REPOSITORY / "docs" / "speed-gpu.md").read_text("utf-8")
     assert inserted(page, report.MARKS) == tables
 
 

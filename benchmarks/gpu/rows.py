@@ -105,7 +105,7 @@ class Results:
     """All rows of a run.
 
     Attributes:
-        command: The command line.
+        command: The command line; those of all runs if several were merged.
         environment: Versions, device and options.
         peak: Operations per second of dense products, and bytes per second of a copy.
         rows: The measurements.
@@ -151,5 +151,5 @@ def merge(runs: Sequence[Results]) -> Results:
     for row in (row for run in runs for row in run.rows):
         if row.key not in found or row.milliseconds is not None:
             found[row.key] = row
-    command = "; ".join(dict.fromkeys(run.command for run in runs))
+    command = "\n".join(dict.fromkeys(run.command for run in runs))
     return dataclasses.replace(runs[0], command=command, rows=list(found.values()))
