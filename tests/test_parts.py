@@ -23,7 +23,7 @@ WITH_A_BLOCK = ["residual", "paper", "first sequence", "sequence", "paper, seque
 
 
 # Of Python functions of ours, for three modalities without masks.
-MOST_CALLS = {"default": 101, "residual": 269, "paper": 268, "first sequence": 231, "adapter": 289}
+MOST_CALLS = {"default": 104, "residual": 269, "paper": 268, "first sequence": 231, "adapter": 289}
 
 
 def replace_forward(part: nn.Module, note: Callable[..., Any]) -> nn.Module:

@@ -100,6 +100,18 @@ def test_both_and_their_gradient_are_those_computed_step_by_step(
 
 
 @pytest.mark.parametrize("pool", [padded, as_rows])
+def test_padding_has_no_gradient_though_no_real_step_is_larger(
+    pool: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    mask = torch.tensor([[False, True], [True, False]])
+    steps = torch.full((2, 2, 1), -torch.inf, dtype=torch.float64)
+    leaf = steps.masked_fill(~mask.unsqueeze(-1), 5.0).requires_grad_()
+    pool(leaf, mask).sum().backward()
+    assert leaf.grad is not None
+    assert not leaf.grad[~mask].any()
+
+
+@pytest.mark.parametrize("pool", [padded, as_rows])
 def test_a_batch_may_hold_no_sample(pool: Callable[[Tensor, Tensor], Tensor]) -> None:
     steps = torch.zeros(0, 3, 2, requires_grad=True)
     found = pool(steps, torch.ones(0, 3, dtype=torch.bool))

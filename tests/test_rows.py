@@ -291,7 +291,8 @@ def test_rows_of_a_mask_that_is_not_known_wait_and_are_right() -> None:
             }
             with rows_everywhere() as laid_out:
                 outputs = block(*inputs.values(), modality_mask=hidden)
-            assert len(laid_out) == 2 * packing
+            # A mask without padding is dropped, as on the CPU.
+            assert len(laid_out) == 2 * (packing and hidden is mask)
             found.append(results(block, dict(zip("cm", outputs, strict=True)), inputs))
         assert_close(found[1], found[0])
 
@@ -333,7 +334,6 @@ def test_lengths_are_known_until_a_mask_changes() -> None:
 
     known = known_lengths(make())
     assert known is not None
-    assert known.host == (1, 3, 0)
     assert known.host == (1, 3, 0)
     assert known.exact
     changes: dict[str, Callable[[Tensor], object]] = {

@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grf_fusion import GatedRecurrentFusion, mask_from_lengths
@@ -397,6 +399,48 @@ def test_nothing_is_sent_from_a_captured_graph(monkeypatch: pytest.MonkeyPatch) 
     first = count(scale, 3.0)
     assert count(scale, 5.0) == first
     assert _scale.host_copy(scale.rms) is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_ensemble_is_mapped_over_known_scales(training: bool) -> None:
+    features = draw(3)
+    fusions = [make() for _ in range(2)]
+    for fusion in fusions:
+        fusion(features)
+        fusion.train(training)
+    weights, buffers = stack_module_state(fusions)
+    base = copy.deepcopy(fusions[0])
+
+    def loss(weights: Any, buffers: Any) -> Tensor:
+        return functional_call(base, (weights, buffers), (features,)).square().sum()
+
+    found = vmap(grad(loss))(weights, buffers)
+    for k, fusion in enumerate(fusions):
+        fusion(features).square().sum().backward()
+        for name, parameter in fusion.named_parameters():
+            torch.testing.assert_close(found[name][k], parameter.grad)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_known_scale_may_be_written_to_before_the_gradient(inference: bool) -> None:
+    """As `load_state_dict` does, and a compiled step, which measures again."""
+    with torch.inference_mode(inference):
+        scale = FeatureScale(device=None, dtype=torch.float64)
+        scale.rms.fill_(2.0)
+    features = torch.ones(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    scaled = scale(features, None)
+    with torch.inference_mode(inference):
+        scale.rms.add_(0)
+    scaled.sum().backward()
+    assert features.grad is not None
+    assert (features.grad == 0.5).all()
+
+
+def test_fake_tensors_have_no_scale_to_read() -> None:
+    with FakeTensorMode():
+        for training in (True, False):
+            scale = FeatureScale(device=None, dtype=torch.float64).train(training)
+            assert scale(torch.ones(2, 3, 4), None).shape == (2, 3, 4)
 
 
 @pytest.mark.compile

@@ -225,10 +225,11 @@ def worth_packing(
 ) -> bool:
     """Whether to pack: on request, or if enough steps, of ``width`` numbers each, are padded."""
     given = [mask for mask in masks if mask is not None]
-    if given and is_captured(given[0].device):
+    # Without a mask there is nothing to skip.
+    if not given or not packing or is_captured(given[0].device):
         return False
-    if not given or packing != "auto":
-        return packing is True
+    if packing is True:
+        return True
     if not groups_samples(given[0].device):
         return worth_rows(given, width, share=WORTH_PACKING)
     real = sum(int(mask.sum()) for mask in given)

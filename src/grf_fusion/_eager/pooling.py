@@ -20,7 +20,8 @@ class Pooled(NamedTuple):
     Attributes:
         mean: ``(batch, dim)``: the mean over the real steps; 0 if a sample has none.
         largest: ``(batch, dim)``: the maximum over the real steps; 0 if a sample has none.
-        first: ``(batch, dim)`` int64: the first step that has the maximum, ``None`` if not wanted.
+        first: ``(batch, dim)`` int64: the first step, or row, that has the maximum; ``None`` if not
+            wanted.
     """
 
     mean: Tensor
@@ -29,7 +30,7 @@ class Pooled(NamedTuple):
 
 
 class Poolable(Protocol):
-    """A layout of steps that can be pooled, a named tuple."""
+    """A layout of steps that can be pooled."""
 
     def reduce(self, steps: Tensor, *, first: bool) -> Pooled:
         """Return mean and maximum, and where the maximum is if ``first`` is set."""
@@ -45,7 +46,7 @@ class PaddedSteps(NamedTuple):
 
     Attributes:
         mask: ``(batch, time)`` bool: real steps, ``None`` for all.
-        time: Number of steps.
+        time: Number of steps, read if there is no mask.
     """
 
     mask: Tensor | None
@@ -72,7 +73,8 @@ class PaddedSteps(NamedTuple):
         else:
             share = mean / mask.sum(dim=1, keepdim=True).clamp(min=1)
             steps = torch.where(mask.unsqueeze(-1), share.unsqueeze(1), 0.0)
-            peak = (share + largest).masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
+            # The first maximum may be padding if a sample has no real step, or none above -inf.
+            peak = torch.where(mask.gather(1, first), share + largest, 0.0)
         return steps.scatter_(1, first.unsqueeze(1), peak.unsqueeze(1))
 
 
@@ -98,9 +100,9 @@ class _MeanAndMax(Formula):
     @staticmethod
     def forward(ctx: Any, steps: Tensor, layout: Poolable) -> Tensor:
         mean, largest, first = layout.reduce(steps, first=True)
-        fields = cast("tuple[object, ...]", layout)
-        # The mask is saved only so that autograd refuses one that is changed before the gradient.
-        ctx.save_for_backward(first, *(field for field in fields if isinstance(field, Tensor)))
+        # A user's mask is saved so that autograd refuses one that is changed before the gradient.
+        mask = layout.mask if isinstance(layout, PaddedSteps) else None
+        ctx.save_for_backward(first, mask)
         ctx.layout = layout
         return torch.cat((mean, largest), dim=-1)
 

@@ -139,10 +139,10 @@ class _Spread(Formula):
         return steps.sum(dim=1, keepdim=True), None, None, None
 
 
-def scatter(rows: Tensor, place: Tensor, shape: tuple[int, int], *, fill: float = 0.0) -> Tensor:
-    """Write rows to their places in ``(batch, time, ...)``, with ``fill`` in all other places."""
+def scatter(rows: Tensor, place: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Write rows to their places in ``(batch, time, ...)``, with 0 in all other places."""
     batch, time = shape
-    steps = rows.new_full((batch * time, *rows.shape[1:]), fill).index_copy_(0, place, rows)
+    steps = rows.new_zeros(batch * time, *rows.shape[1:]).index_copy_(0, place, rows)
     return steps.reshape(batch, time, *rows.shape[1:])
 
 

@@ -44,7 +44,7 @@ def send(numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torc
     # The copy is asynchronous only from pinned memory.
     pinned = device.type == "cuda"
     here = torch.tensor(numbers, dtype=dtype, device="cpu", pin_memory=pinned)
-    return here.to(device, non_blocking=True)
+    return here.to(device, non_blocking=pinned)
 
 
 def restrict(mask: Tensor, samples: Tensor) -> Tensor:

@@ -50,7 +50,8 @@ class FeatureScale(nn.Module):
         """
         copy = host_copy(self.rms)
         if copy is not None and bool(copy != 0):
-            divisor = self.rms
+            # A copy is kept for the gradient of the features, so that the scale may be written to.
+            divisor = self.rms.clone() if features.requires_grad else self.rms
         else:
             if self.training and not is_transformed():
                 with torch.no_grad():
@@ -76,9 +77,10 @@ class FeatureScale(nn.Module):
 def host_copy(scale: Tensor) -> Tensor | None:
     """Return the scale in host memory, 0 as long as it has not arrived there.
 
-    ``None`` if the scale was never sent, has changed since, or may change unnoticed.
+    ``None`` if the scale was never sent, has changed since, may change unnoticed, or is not a plain
+    tensor.
     """
-    if not can_read(scale):
+    if type(scale) is not Tensor or is_transformed() or not can_read(scale):
         return None
     if scale.device.type in HOST:
         return scale
