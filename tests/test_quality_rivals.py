@@ -21,6 +21,7 @@ from benchmarks.quality.models.rivals import (
     GatedMultimodalUnit,
     LatentTransformer,
     Layer,
+    StatisticsConcatenation,
 )
 from benchmarks.quality.network import build
 from benchmarks.quality.tables import compare
@@ -34,6 +35,7 @@ OWN = {
     "latents": lambda: LatentTransformer(WIDTHS, embed_dim=8, num_heads=2),
     "bottlenecks": lambda: BottleneckTransformer(WIDTHS, embed_dim=8, num_heads=2),
     "unit": lambda: GatedMultimodalUnit(WIDTHS, embed_dim=8),
+    "statistics": lambda: StatisticsConcatenation(WIDTHS, embed_dim=8),
     "product": lambda: LateScores(WIDTHS, embed_dim=8, dropout=0.0, task=CLASSES, how="product"),
     "mean": lambda: LateScores(WIDTHS, embed_dim=8, dropout=0.0, task=CLASSES, how="mean"),
 }
@@ -131,6 +133,19 @@ def one_sample(given: dict, sample: int) -> dict[str, Tensor]:
         for k, name in enumerate(WIDTHS)
         if given["present"][sample, k]
     }
+
+
+def test_statistics_are_those_of_the_real_steps() -> None:
+    module, given = make("statistics").eval(), call()
+    found = module(**given)
+    for sample in range(4):
+        steps = one_sample(given, sample)
+        parts = []
+        for name, width in WIDTHS.items():
+            x = steps.get(name, torch.zeros(1, width).double())
+            spread = x.std(dim=0, unbiased=False).clamp(min=1e-4)
+            parts += [x.mean(dim=0), spread, x.amax(dim=0)]
+        torch.testing.assert_close(found[sample], module.mix(torch.cat(parts)))
 
 
 def test_latents_read_all_steps_and_then_each_other() -> None:

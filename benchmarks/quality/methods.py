@@ -14,6 +14,7 @@ from benchmarks.quality.models.rivals import (
     BottleneckTransformer,
     GatedMultimodalUnit,
     LatentTransformer,
+    StatisticsConcatenation,
 )
 from grf_fusion.baselines import ConcatFusion, CrossModalAttentionFusion, WeightedSumFusion
 
@@ -94,6 +95,7 @@ BASELINES: dict[str, Builder] = {
     "bottleneck Transformer (MBT)": fusion(BottleneckTransformer, "num_heads", "dropout"),
     "latent Transformer (Perceiver)": fusion(LatentTransformer, "num_heads", "dropout"),
     "gated multimodal unit (GMU)": fusion(GatedMultimodalUnit),
+    "concatenation, statistics": fusion(StatisticsConcatenation, "dropout"),
     "concatenation, early": fusion(ConcatFusion, "num_heads", "dropout", stage="early"),
     "scores multiplied": fusion(LateScores, "dropout", "task", how="product"),
     "scores averaged": fusion(LateScores, "dropout", "task", how="mean"),
