@@ -62,6 +62,7 @@ from grf_fusion.viz import _canvas
 
 HERE, META = torch.get_default_device(), torch.device("meta")
 LIKE = torch.zeros(2)
+CONVERT = " Convert it with `torch.as_tensor`."
 
 Said = dict[str, tuple[Callable[[], object], type[Exception], str]]
 
@@ -97,7 +98,7 @@ SAID: Said = {
     "tensor": (
         lambda: expect_tensor("Who", "what", [1]),
         ShapeError,
-        "Who: expected `what` to be a torch.Tensor, got list.",
+        "Who: expected `what` to be a torch.Tensor, got list." + CONVERT,
     ),
     "dense": (
         lambda: expect_tensor("Who", "what", torch.eye(2).to_sparse()),
@@ -189,7 +190,7 @@ SAID: Said = {
     "lengths": (
         lambda: mask_from_lengths([1], 3),  # type: ignore[arg-type]
         ShapeError,
-        "mask_from_lengths: expected `lengths` to be a torch.Tensor, got list.",
+        "mask_from_lengths: expected `lengths` to be a torch.Tensor, got list." + CONVERT,
     ),
     "axes of lengths": (
         lambda: mask_from_lengths(torch.ones(2, 1).long(), 3),
@@ -242,9 +243,8 @@ SAID: Said = {
         ShapeError,
         (
             "Who: expected `what` to be bool or integer 0/1 with True = real, got torch.float32. "
-            "A float mask may be a weight, a 0/1 flag or an additive bias of "
-            "0/-inf, and the last two "
-            "mean opposite things: pass `mask > 0.5` or `mask == 0`."
+            "Float values may be weights, 0/1 flags or an additive bias of 0/-inf, and the last "
+            "two mean opposite things: pass `what > 0.5` or `what == 0`."
         ),
     ),
     "values of a mask": (
@@ -444,12 +444,12 @@ SAID: Said = {
     "type of a unit's state": (
         lambda: GatedFusionUnit(7)([1], torch.zeros(2, 7)),
         ShapeError,
-        "GatedFusionUnit: expected `state` to be a torch.Tensor, got list.",
+        "GatedFusionUnit: expected `state` to be a torch.Tensor, got list." + CONVERT,
     ),
     "type of a unit's update": (
         lambda: GatedFusionUnit(7)(torch.zeros(2, 7), [1]),
         ShapeError,
-        "GatedFusionUnit: expected `update` to be a torch.Tensor, got list.",
+        "GatedFusionUnit: expected `update` to be a torch.Tensor, got list." + CONVERT,
     ),
     "state of a unit": (
         lambda: GatedFusionUnit(7)(torch.zeros(2, 8), torch.zeros(2, 7)),
@@ -581,7 +581,7 @@ SAID: Said = {
     "type of targets": (
         lambda: modulate(targets=[0]),
         ShapeError,
-        "modulate_gradients: expected `targets` to be a torch.Tensor, got list.",
+        "modulate_gradients: expected `targets` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of targets": (
         lambda: modulate(targets=torch.zeros(4, 2).long()),
@@ -823,12 +823,13 @@ SAID_OF_MODULES: Said = {
     "type of features": (
         lambda: fuse(given(text=[1])),
         ShapeError,
-        "GatedRecurrentFusion: expected `features['text']` to be a torch.Tensor, got list.",
+        "GatedRecurrentFusion: expected `features['text']` to be a torch.Tensor, got list."
+        + CONVERT,
     ),
     "type of features of a step": (
         lambda: step(features=[1]),
         ShapeError,
-        "GatedRecurrentFusion: expected `features` to be a torch.Tensor, got list.",
+        "GatedRecurrentFusion: expected `features` to be a torch.Tensor, got list." + CONVERT,
     ),
     "features without time": (
         lambda: fuse(given(text=torch.zeros(2, 3))),
@@ -980,7 +981,8 @@ SAID_OF_MODULES: Said = {
         ValueError,
         (
             "GatedRecurrentFusion: expected `num_heads` with form='residual', got None. "
-            "Give a number of attention heads that divides `embed_dim`."
+            "Give a number of attention heads that divides `embed_dim`. "
+            "The form without attention is form='summary' with context='pooled'."
         ),
     ),
     "heads of a summary": (
@@ -1151,7 +1153,7 @@ SAID_OF_MODULES: Said = {
     "modality of a block": (
         lambda: fuse_by("block", (LIKE, [1])),
         ShapeError,
-        "GatedRecurrentFusion: expected `block()[1]` to be a torch.Tensor, got list.",
+        "GatedRecurrentFusion: expected `block()[1]` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of a block's context": (
         lambda: fuse_by("block", (torch.zeros(2, 4), torch.zeros(2, 3, 4))),
@@ -1224,7 +1226,7 @@ SAID_OF_MODULES: Said = {
     "hidden states": (
         lambda: adapt(hidden=[1]),
         ShapeError,
-        "FusionAdapter: expected `hidden` to be a torch.Tensor, got list.",
+        "FusionAdapter: expected `hidden` to be a torch.Tensor, got list." + CONVERT,
     ),
     "nested hidden states": (
         lambda: adapt(hidden=nested()),
@@ -2035,7 +2037,7 @@ SAID_OF_TOOLS: Said = {
     "type of contexts": (
         lambda: diagnostics.retention(trace(contexts=[1])),
         ShapeError,
-        "retention: expected `trace.contexts` to be a torch.Tensor, got list.",
+        "retention: expected `trace.contexts` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of contexts": (
         lambda: diagnostics.retention(trace(contexts=torch.zeros(2, 3, 4))),
@@ -2045,7 +2047,7 @@ SAID_OF_TOOLS: Said = {
     "type of presence": (
         lambda: diagnostics.retention(trace(present=[1])),
         ShapeError,
-        "retention: expected `trace.present` to be a torch.Tensor, got list.",
+        "retention: expected `trace.present` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of presence": (
         lambda: diagnostics.retention(trace(present=torch.ones(2, 3))),
@@ -2055,7 +2057,7 @@ SAID_OF_TOOLS: Said = {
     "type of gates": (
         lambda: diagnostics.retention(trace(gates=[1])),
         ShapeError,
-        "retention: expected `trace.gates` to be a torch.Tensor, got list.",
+        "retention: expected `trace.gates` to be a torch.Tensor, got list." + CONVERT,
     ),
     "axes of gates": (
         lambda: diagnostics.retention(trace(gates=torch.zeros(2, 2))),
@@ -2075,7 +2077,7 @@ SAID_OF_TOOLS: Said = {
     "type of gates in time": (
         lambda: diagnostics.retention(timed(time_gates=[1])),
         ShapeError,
-        "retention: expected `trace.time_gates` to be a torch.Tensor, got list.",
+        "retention: expected `trace.time_gates` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of gates in time": (
         lambda: diagnostics.retention(timed(time_gates=torch.zeros(2, 2, 3, 4))),
@@ -2118,7 +2120,7 @@ SAID_OF_TOOLS: Said = {
     "type of weights to plot": (
         lambda: viz.plot_attention([1]),
         ShapeError,
-        "plot_attention: expected `weights` to be a torch.Tensor, got list.",
+        "plot_attention: expected `weights` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of weights to plot": (
         lambda: viz.plot_attention(torch.zeros(2, 3, 4)),
@@ -2161,7 +2163,7 @@ SAID_OF_TOOLS: Said = {
     "type of labels": (
         lambda: viz.plot_context_path(trace(), [0, 1]),
         ShapeError,
-        "plot_context_path: expected `labels` to be a torch.Tensor, got list.",
+        "plot_context_path: expected `labels` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of labels": (
         lambda: viz.plot_context_path(trace(), torch.zeros(3)),
@@ -2198,7 +2200,7 @@ SAID_OF_TOOLS: Said = {
     "type of a group": (
         lambda: plot_groups([1]),
         ShapeError,
-        "plot_retention: expected `groups['fault']` to be a torch.Tensor, got list.",
+        "plot_retention: expected `groups['fault']` to be a torch.Tensor, got list." + CONVERT,
     ),
     "shape of a group": (
         lambda: plot_groups(torch.ones(3)),

@@ -1,6 +1,7 @@
 """A pretrained model with adapters behind some of its layers."""
 
 import dataclasses
+import difflib
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -208,9 +209,11 @@ def _check_adapters(host: object, adapters: object) -> dict[str, int]:
                 f"got {type(adapter).__name__}."
             )
         if name not in known:
+            similar = difflib.get_close_matches(str(cast(object, name)), known, n=1)
+            hint = f" The most similar name is {similar[0]!r}." if similar else ""
             raise ValueError(
                 f"{OWNER}: expected `adapters` to name layers of the host as "
-                f"`host.named_modules()` does, got {name!r}."
+                f"`host.named_modules()` does, got {name!r}.{hint}"
             )
         for modality, dim in adapter.modalities.items():
             if declared.setdefault(modality, dim) != dim:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from grf_fusion._checks.arguments import expect_shape, expect_size, expect_tensor
+from grf_fusion._checks.arguments import expect_heads, expect_shape, expect_size, expect_tensor
 from grf_fusion._checks.options import Modalities, Where, check_modalities
 from grf_fusion._eager.dropout import drop
 from grf_fusion._inputs.call import Arrival, check_call, check_features
@@ -96,6 +96,7 @@ class FusionAdapter(nn.Module):
     ) -> None:
         declared = check_modalities(OWNER, modalities)
         expect_size(OWNER, "embed_dim", embed_dim)
+        expect_heads(OWNER, "embed_dim", embed_dim, num_heads)
         where: Where = {"device": device, "dtype": dtype}
         super().__init__()
         self.modalities = declared

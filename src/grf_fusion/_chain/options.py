@@ -124,7 +124,8 @@ def _settle_block(given: ChainOptions, *, own_block: bool) -> ChainOptions:
     if given.num_heads is None and not own_block:
         raise ValueError(
             f"{OWNER}: expected `num_heads` with form={given.form!r}, got None. "
-            "Give a number of attention heads that divides `embed_dim`."
+            "Give a number of attention heads that divides `embed_dim`. The form without attention "
+            "is form='summary' with context='pooled'."
         )
     given = dataclasses.replace(given, norm_first=norm_first, self_attention=attention)
     if not own_block:

@@ -33,8 +33,11 @@ def describe_shape(axes: Mapping[str, int | None]) -> str:
 def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
     """Return the value if it is a dense tensor; otherwise raise."""
     if not isinstance(value, Tensor):
+        array = isinstance(value, list | tuple) or hasattr(value, "__array__")
+        hint = " Convert it with `torch.as_tensor`." if array else ""
         raise ShapeError(
-            f"{owner}: expected `{argument}` to be a torch.Tensor, got {type(value).__name__}."
+            f"{owner}: expected `{argument}` to be a torch.Tensor, "
+            f"got {type(value).__name__}.{hint}"
         )
     if value.is_nested:
         raise ShapeError(

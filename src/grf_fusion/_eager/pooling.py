@@ -90,7 +90,8 @@ def mean_and_max(steps: Tensor, layout: Poolable) -> Tensor:
     trained = torch.is_grad_enabled() and (steps.requires_grad or is_transformed())
     if trained and steps.device.type not in SEPARATE and is_eager(steps):
         return _MeanAndMax.call(steps, layout)
-    return torch.cat(layout.reduce(steps, first=trained)[:2], dim=-1)
+    mean, largest, _ = layout.reduce(steps, first=trained)
+    return torch.cat((mean, largest), dim=-1)
 
 
 class _MeanAndMax(Formula):

@@ -84,8 +84,9 @@ def as_mask(
     if not is_integer(mask):
         raise ShapeError(
             f"{owner}: expected `{argument}` to be bool or integer 0/1 with True = real, "
-            f"got {mask.dtype}. A float mask may be a weight, a 0/1 flag or an additive bias of "
-            "0/-inf, and the last two mean opposite things: pass `mask > 0.5` or `mask == 0`."
+            f"got {mask.dtype}. Float values may be weights, 0/1 flags or an additive bias of "
+            f"0/-inf, and the last two mean opposite things: pass `{argument} > 0.5` or "
+            f"`{argument} == 0`."
         )
     if can_read(mask) and bool(((mask != 0) & (mask != 1)).any()):
         raise ShapeError(
