@@ -16,7 +16,7 @@ from benchmarks.gpu.rows import STEP, Results, Row, merge
 
 MARKS = "<!-- tables of benchmarks.gpu -->", "<!-- end of the tables -->"
 HEAD = (
-    *("model", "mode", "numbers", "ms", "GPU ms", "GiB", "TFLOP", "share of the peak"),
+    *("model", "mode", "dtype", "ms", "GPU ms", "GiB", "TFLOP", "share of the peak"),
     *("kernels", "attention"),
 )
 
@@ -32,9 +32,8 @@ def _lines(results: Results) -> Iterator[str]:
         f"{about['device']}, PyTorch {about['torch']}, {about['date']}, sizes: {about['sizes']}; "
         f"TF32 {about['TF32']}. Dense products reach {peak['bf16'] / 1e12:.0f} TFLOP/s in bf16 and "
         f"{peak['float32 with TF32'] / 1e12:.0f} in float32 with TF32, a copy "
-        f"{peak['copy bytes'] / 1e12:.1f} TB/s."
+        f"{peak['copy bytes'] / 1e12:.1f} TB/s. The JSON file of the results has the commands."
     )
-    yield from ("", "```console", *results.command.split("\n"), "```")
     yield from ("", *table(("bar", "measured", "met"), bars(results)))
     tried = [row for row in results.rows if row.skipped is None]
     for workload, figure in dict.fromkeys((row.workload, row.figure) for row in tried):
