@@ -522,7 +522,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a list": (
         second(text=[[1.0] * 7]),
         "samples[1]['text']",
-        "to be a torch.Tensor, got list.",
+        "to be a torch.Tensor, got list. Convert it with `torch.as_tensor`.",
     ),
     "sparse": (
         second(text=TEXT.to_sparse()),

@@ -207,9 +207,33 @@ def test_public_names_can_differ() -> None:
     assert public_names(module) == ["a", "b"]
 
 
-def test_version_is_the_top_release_of_the_changelog() -> None:
+def version_fits(changelog: str, version: str) -> bool:
+    """Whether a version is the top release, or where changes are unreleased, one to come."""
+    top = top_release(changelog)
+    section = re.search(r"^## \[Unreleased\]\n(.*?)(?=^## |\Z)", changelog, re.M | re.S)
+    if section is None or not section[1].strip():
+        return version == top
+    coming = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)\.dev\d+", version)
+    if coming is None or top is None:
+        return False
+    return tuple(map(int, coming.groups())) > tuple(map(int, top.split(".")))
+
+
+def test_version_is_the_top_release_of_the_changelog_or_one_to_come() -> None:
     changelog = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
-    assert top_release(changelog) == importlib.metadata.version("grf-fusion")
+    assert version_fits(changelog, importlib.metadata.version("grf-fusion"))
+    released = "# Changelog\n\n## [Unreleased]\n\n## [1.2.2] - 2026-11-20\n"
+    changed = released.replace("ed]\n", "ed]\n\n- A change.\n")
+    assert version_fits(released, "1.2.2")
+    assert version_fits(changed, "1.3.0.dev0")
+    assert version_fits(changed.replace("1.2.2", "1.9.0"), "1.10.0.dev0")
+    for text, version in (
+        (released, "1.3.0.dev0"),
+        (changed, "1.2.2"),
+        (changed, "1.2.2.dev0"),
+        (changed, "1.3.0"),
+    ):
+        assert not version_fits(text, version)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +432,7 @@ def test_readme_code_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[
     exec(code, {"__name__": "readme"})  # noqa: S102 - the code is our own README
     said = re.findall(r"^print\(.*\)  # (\(.*?\))", "\n".join(blocks), re.MULTILINE)
     assert said
-    assert capsys.readouterr().out == "".join(f"torch.Size([{s[1:-1]}])\n" for s in said)
+    assert capsys.readouterr().out == "".join(f"{one}\n" for one in said)
 
 
 def test_python_blocks_are_found() -> None:
