@@ -93,6 +93,11 @@ EQUIVALENT = [
     ),
     ("_eager/layout", r", (strict=\w+)?\):", "each group has a longest member"),
     ("_eager/layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
+    (
+        "_inputs/masks",
+        r"mean if \(?mean\.dtype == values",
+        "`to` of its own dtype is the same tensor",
+    ),
     ("_inputs/masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     (
         "_inputs/scale",

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, vmap
 
 from grf_fusion import mask_from_lengths
+from grf_fusion._inputs import lengths as _lengths
+from grf_fusion._inputs.lengths import known_lengths, send
 from grf_fusion._inputs.masks import (
     as_mask,
     fill_masked,
@@ -117,3 +119,58 @@ def test_rows_without_a_real_step_become_real() -> None:
         [[True, False, True], [True, True, True]],
         [[False, True, False], [True, True, True]],
     ]
+
+
+class FakeHost:
+    """A tensor that notes how it was made and where it is copied."""
+
+    def __init__(self, _numbers: object, **made: object) -> None:
+        self.made = made
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> "FakeHost":
+        self.made |= {"to": device, "non_blocking": non_blocking}
+        return self
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+def test_numbers_are_sent_without_waiting(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU reads pinned memory while the host goes on; other memory may be freed before."""
+    monkeypatch.setattr(_lengths.torch, "tensor", FakeHost)
+    place, pinned = torch.device(device), device == "cuda"
+    found = send([3], place, torch.int32).made  # type: ignore[attr-defined]
+    assert found == {
+        "dtype": torch.int32,
+        "device": "cpu",
+        "pin_memory": pinned,
+        "to": place,
+        "non_blocking": pinned,
+    }
+
+
+def test_numbers_are_sent_whatever_the_default_device_is() -> None:
+    with META:
+        assert send([3, 1], torch.device("cpu")).tolist() == [3, 1]
+        assert send([3, 1], META).is_meta
+
+
+@pytest.mark.parametrize("place", [META, "meta"])
+def test_a_mask_is_made_on_the_given_device(place: torch.device | str) -> None:
+    mask = mask_from_lengths(torch.tensor([2, 2]), 2, device=place)
+    assert (mask.device, mask.shape) == (META, (2, 2))
+    unread = mask_from_lengths(torch.empty(2, dtype=torch.int64, device=META), 2, device=place)
+    assert unread.device == META
+
+
+def test_the_lengths_of_a_mask_are_noted() -> None:
+    known = known_lengths(mask_from_lengths(torch.tensor([1, 0]), 2))
+    assert known == ((1, 0), True)
+    assert known.exact is True
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_mean_of_many_steps_does_not_overflow_and_keeps_its_dtype(dtype: torch.dtype) -> None:
+    values = torch.full((1, 4000, 1), 100.0, dtype=dtype)
+    mask = mask_from_lengths(torch.tensor([3999]), 4000)
+    mean = masked_mean(values, mask)
+    assert mean.dtype == dtype
+    assert mean.item() == 100.0

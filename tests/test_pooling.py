@@ -212,6 +212,17 @@ def graph_of(tensor: Tensor) -> Iterator[Any]:
             waiting += [parent for parent, _ in node.next_functions]
 
 
+def test_a_mask_that_rows_do_not_need_may_change() -> None:
+    mask = mask_from_lengths(torch.tensor([2, 0]), 3)
+    steps = torch.randn(2, 3, 4, requires_grad=True)
+    layout = lay_out_rows(steps, mask)
+    assert layout.mask is mask
+    pooled = layout.pool(layout.pack(steps))
+    mask[0, 1] = False
+    pooled.sum().backward()
+    assert steps.grad is not None
+
+
 def test_nothing_as_long_as_the_steps_is_kept(gradients: str) -> None:
     """In training, the maximum is kept as its position."""
     mask = mask_from_lengths(torch.tensor([300, 2]), 300)
