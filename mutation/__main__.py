@@ -95,8 +95,8 @@ EQUIVALENT = [
     ("_eager/layout", r"is_plain_call\(q, (fewest=FEW)?\)", "both ways compute the same"),
     (
         "_inputs/masks",
-        r"mean if \(?mean\.dtype == values",
-        "`to` of its own dtype is the same tensor",
+        r"if (mean\.dtype == values\.dtype|\(mean\.dtype == values\.dtype\) and False) else",
+        "`to` the same dtype changes nothing",
     ),
     ("_inputs/masks", r"lengths\.unsqueeze\([+-]1\)", "lengths have one axis, so that 1 is -1"),
     (

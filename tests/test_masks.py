@@ -157,8 +157,8 @@ def test_numbers_are_sent_whatever_the_default_device_is() -> None:
 def test_a_mask_is_made_on_the_given_device(place: torch.device | str) -> None:
     mask = mask_from_lengths(torch.tensor([2, 2]), 2, device=place)
     assert (mask.device, mask.shape) == (META, (2, 2))
-    unread = mask_from_lengths(torch.empty(2, dtype=torch.int64, device=META), 2, device=place)
-    assert unread.device == META
+    unread = vmap(lambda lengths: mask_from_lengths(lengths, 3, device=place))
+    assert unread(torch.tensor([[1, 2]])).device == META
 
 
 def test_the_lengths_of_a_mask_are_noted() -> None:
