@@ -33,12 +33,10 @@ def describe_shape(axes: Mapping[str, int | None]) -> str:
 def expect_tensor(owner: str, argument: str, value: object) -> Tensor:
     """Return the value if it is a dense tensor; otherwise raise."""
     if not isinstance(value, Tensor):
+        kind = type(value).__name__
         array = isinstance(value, list | tuple) or hasattr(value, "__array__")
         hint = " Convert it with `torch.as_tensor`." if array else ""
-        raise ShapeError(
-            f"{owner}: expected `{argument}` to be a torch.Tensor, "
-            f"got {type(value).__name__}.{hint}"
-        )
+        raise ShapeError(f"{owner}: expected `{argument}` to be a torch.Tensor, got {kind}.{hint}")
     if value.is_nested:
         raise ShapeError(
             f"{owner}: expected `{argument}` to be a dense tensor, got a nested one. Pad it with "
