@@ -272,6 +272,7 @@ class TestAdapter:
         [
             ({"modalities": {}}, "modalities", "got none"),
             ({"embed_dim": 0}, "embed_dim", "got 0"),
+            ({"num_heads": 2}, "num_heads", "got embed_dim=15 and num_heads=2"),
         ],
         ids=str,
     )

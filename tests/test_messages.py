@@ -1385,6 +1385,16 @@ SAID_OF_MODULES: Said = {
             "Write features={'text': ...}."
         ),
     ),
+    "name that resembles a layer's": (
+        lambda: AdaptedModel(
+            nn.ModuleDict({"layers": Says(None)}), adapters={"layer": make(FusionAdapter)}
+        ),
+        ValueError,
+        (
+            "AdaptedModel: expected `adapters` to name layers of the host as "
+            "`host.named_modules()` does, got 'layer'. The most similar name is 'layers'."
+        ),
+    ),
     "names of features of an adapted model": (
         lambda: adapted()(LIKE, features={"smell": LIKE}),
         ShapeError,

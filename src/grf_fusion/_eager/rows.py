@@ -21,7 +21,7 @@ from grf_fusion._eager.pooling import Pooled, mean_and_max
 from grf_fusion._inputs.lengths import known_lengths, send
 from grf_fusion._inputs.masks import WIDER, fill_masked, unmask_empty
 
-# Laying out rows takes the host about a quarter of a millisecond. A training step on an H200 saves
+# Laying out rows took the host of an H200 about a quarter of a millisecond. A training step saves
 # as much if this many numbers are skipped.
 WORTH_LAUNCHES = 2**22
 # Limits of `torch.nn.attention.varlen`.
